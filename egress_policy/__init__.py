@@ -1,0 +1,1 @@
+"""Decides where AI agents may connect: header, policy and kernel, each holding alone."""

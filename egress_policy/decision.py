@@ -1,0 +1,203 @@
+"""The policy decision point: may this request go where it wants to go?
+
+Pure: no I/O, no clock. The same decide() serves the proxy, `explain` and the tests.
+"""
+
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import IntEnum
+
+from egress_policy.denial import Deny, DenyCode
+from egress_policy.destination import Destination
+from egress_policy.http_request import AccessRequest
+from egress_policy.policy import (
+    DEFAULT_INTENT,
+    KNOWN_GOOD,
+    MAX_TTL,
+    Agent,
+    IntentRule,
+    Policy,
+    Sandbox,
+)
+from egress_policy.scope import EXAMPLE, HEADER, Scope, ScopeError, parse_scope
+
+
+class Step(IntEnum):
+    """The steps of the decision, in their order."""
+
+    REQUEST = 1
+    CALLER = 2
+    KNOWN_BAD = 3
+    KNOWN_GOOD = 4
+    SCOPE = 5
+    SCOPE_ALLOWED = 6
+    INTENT = 7
+    QUOTA = 8
+    RESOLUTION = 9
+    ADDRESSES = 10
+    GRANT = 11
+
+
+type Passed = Callable[[Step, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """The policy's yes: what a grant may be issued for. `scope` is None where the destination is known-good."""
+
+    request: AccessRequest
+    agent: str
+    level: str
+    ttl: timedelta
+    scope: Scope | None = None
+    intent: str | None = None
+    max_body: int | None = None
+
+    @property
+    def grant_scope(self) -> str:
+        """The scope that the grant is kept under; known-good needs none and is kept under its own name."""
+        return KNOWN_GOOD if self.scope is None else self.scope.name
+
+
+def _no_trace(_step: Step, _finding: str) -> None:
+    pass
+
+
+def decide(
+    policy: Policy,
+    request: AccessRequest,
+    live: Mapping[str, AbstractSet[Destination]] | None = None,
+    passed: Passed = _no_trace,
+) -> Permit | Deny:
+    """Decide on a well-formed request. `live` is what each scope has open now; `passed` is told each step's finding.
+
+    1. The request is well formed: http_request.read_request() made it.
+    2. The caller is a known agent.
+    3. The destination is not known-bad.
+    4. If it is known-good, that is enough.
+    5. The scope field is present and parses, or the caller has a default.
+    6. The caller may use that scope.
+    7. The intent exists, is the scope's, and allows this level of trust, method and body size.
+    8. The scope has room for one more destination.
+
+    Steps 9 to 11 need the world: the resolver, grant.issue_grant() and the kernel.
+    """
+    destination = request.destination
+    if not isinstance(destination.host, str) and not policy.trust.names_address(destination.host):
+        return Deny(
+            DenyCode.DESTINATION_INVALID,
+            f"{destination.host} is an address that no cidr entry of the policy covers; use the host's name",
+        )
+    passed(Step.REQUEST, f"{request.method} to {destination}")
+
+    agent = None if request.agent is None else policy.agents.get(request.agent)
+    if agent is None:
+        return Deny(DenyCode.CALLER_UNKNOWN, "the sender of this request is no agent that the policy names")
+    passed(Step.CALLER, f"agent {agent.name}")
+
+    why_bad = policy.trust.why_bad(destination)
+    if why_bad is not None:
+        return Deny(DenyCode.DESTINATION_DENIED, f"{destination.host} is known-bad: {why_bad}")
+    passed(Step.KNOWN_BAD, "not known-bad")
+
+    level = policy.level_of(destination)
+    if level == KNOWN_GOOD:
+        passed(Step.KNOWN_GOOD, "known-good: no scope needed")
+        return Permit(request, agent.name, level, MAX_TTL)
+    passed(Step.KNOWN_GOOD, f"not known-good, but {level or 'on a port that the policy does not open'}")
+
+    scope = _read_scope(request, agent)
+    if isinstance(scope, Deny):
+        return scope
+    passed(Step.SCOPE, f"scope {scope.name}")
+
+    if scope.name not in agent.scopes:
+        return Deny(
+            DenyCode.SCOPE_NOT_ALLOWED,
+            f"agent {agent.name} may not use the scope {scope.name}, only {_listed(agent.scopes)}",
+        )
+    sandbox = policy.scopes[scope.name]
+    passed(Step.SCOPE_ALLOWED, f"agent {agent.name} may use it")
+
+    intent = scope.intent or DEFAULT_INTENT
+    rule = _intent_rule(policy, sandbox, intent, level, request)
+    if isinstance(rule, Deny):
+        return rule
+    passed(Step.INTENT, f"intent {intent} allows {request.method} to {level} destinations")
+
+    opened = (live or {}).get(scope.name, frozenset())
+    if destination not in opened and len(opened) >= sandbox.max_destinations:
+        return Deny(
+            DenyCode.QUOTA_EXCEEDED,
+            f"the scope {scope.name} has {len(opened)} destinations open, which is all that it may",
+        )
+    passed(Step.QUOTA, f"{len(opened)} of {sandbox.max_destinations} destinations open")
+
+    ttl = min(scope.ttl or MAX_TTL, rule.ttl, sandbox.max_ttl, MAX_TTL)
+    return Permit(request, agent.name, level or "", ttl, scope, intent, rule.max_body)
+
+
+def intent_denies(policy: Policy, permit: Permit | None, level: str) -> Deny | None:
+    """Weigh a permitted request's intent against a further level of trust: that of an address its name leads to."""
+    if permit is None or permit.intent is None:
+        return Deny(DenyCode.TRUST_NOT_ALLOWED, f"a known-good name does not open addresses that are {level}")
+    rule = _rule_for(policy, permit.intent, level, permit.request)
+    return rule if isinstance(rule, Deny) else None
+
+
+def _read_scope(request: AccessRequest, agent: Agent) -> Scope | Deny:
+    if not request.scope_fields:
+        if agent.default_scope is not None:
+            return Scope(agent.default_scope)
+        return Deny(DenyCode.SCOPE_MISSING, f"the request has no {HEADER} field, such as {EXAMPLE}")
+    try:
+        return parse_scope(request.scope_fields)
+    except ScopeError as error:
+        return Deny(DenyCode.SCOPE_MALFORMED, f"{HEADER}: {error}")
+
+
+def _intent_rule(
+    policy: Policy, sandbox: Sandbox, intent: str, level: str | None, request: AccessRequest
+) -> IntentRule | Deny:
+    if intent not in policy.intents:
+        return Deny(
+            DenyCode.INTENT_UNKNOWN, f"the policy has no intent {intent!r}; it has {_listed(sorted(policy.intents))}"
+        )
+    if sandbox.intents is not None and intent not in sandbox.intents:
+        return Deny(
+            DenyCode.INTENT_NOT_ALLOWED,
+            f"the scope {sandbox.name} may not act with intent {intent}, only {_listed(sorted(sandbox.intents))}",
+        )
+    if level is None:
+        port = request.destination.port
+        return Deny(DenyCode.TRUST_NOT_ALLOWED, f"no entry of the policy opens port {port} of {request.destination.host}")
+    return _rule_for(policy, intent, level, request)
+
+
+def _rule_for(policy: Policy, intent: str, level: str, request: AccessRequest) -> IntentRule | Deny:
+    rule = policy.intents[intent].get(level)
+    if rule is None:
+        return Deny(
+            DenyCode.TRUST_NOT_ALLOWED,
+            f"{request.destination.host} is {level}, which intent {intent} may not reach",
+        )
+    if rule.methods is not None and request.method not in rule.methods:
+        return Deny(
+            DenyCode.METHOD_NOT_ALLOWED,
+            f"intent {intent} may use {_listed(sorted(rule.methods))} with {level} destinations, not {request.method}",
+        )
+    if rule.max_body is not None and (request.body is None or request.body > rule.max_body):
+        # A body of unknown length is counted while it streams; where none is allowed there is nothing to count.
+        if request.body is not None or rule.max_body == 0:
+            return Deny(
+                DenyCode.BODY_TOO_LARGE,
+                f"intent {intent} may send {rule.max_body} bytes to {level} destinations"
+                + (", this is a stream" if request.body is None else f", this is {request.body}"),
+            )
+    return rule
+
+
+def _listed(names: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(names) or "none"

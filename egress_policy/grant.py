@@ -1,0 +1,93 @@
+"""A grant: one agent, scope, intent, host and port, until a time that does not move."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from egress_policy.addresses import why_not_public
+from egress_policy.decision import Permit, intent_denies
+from egress_policy.denial import Deny, DenyCode
+from egress_policy.destination import Address, Destination
+from egress_policy.policy import KNOWN_GOOD, Policy
+
+MAX_ADDRESSES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What a name led to: addresses, the CNAMEs on the way, and the smallest TTL (seconds) of the chain."""
+
+    addresses: tuple[Address, ...]
+    cnames: tuple[str, ...] = ()
+    ttl: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What is open in the kernel, for whom and until when (UTC). `scope` is `known-good` where none was needed."""
+
+    id: str
+    agent: str
+    scope: str
+    intent: str | None
+    destination: Destination
+    addresses: tuple[Address, ...]
+    issued: datetime
+    expires: datetime
+
+
+def issue_grant(policy: Policy, permit: Permit, resolution: Resolution, grant_id: str, now: datetime) -> Grant | Deny:
+    """Issue the grant for a permitted request whose name was resolved, or deny its addresses (step 10)."""
+    denied = why_addresses_denied(policy, resolution, permit.request.destination.port, permit)
+    if denied is not None:
+        return denied
+    return Grant(
+        id=grant_id,
+        agent=permit.agent,
+        scope=permit.grant_scope,
+        intent=permit.intent,
+        destination=permit.request.destination,
+        addresses=resolution.addresses[:MAX_ADDRESSES],
+        issued=now,
+        expires=now + permit.ttl,
+    )
+
+
+def why_addresses_denied(
+    policy: Policy, resolution: Resolution, port: int, permit: Permit | None = None
+) -> Deny | None:
+    """Check what a name leads to: one bad address or CNAME denies the whole answer.
+
+    Without a permit the name is known-good, and only a known-good `cidr` entry opens an address that is not public.
+    """
+    denied = _why_bad(policy, resolution)
+    if denied is not None:
+        return denied
+    for address in resolution.addresses:
+        reason = why_not_public(address)
+        if reason is None:
+            continue
+        entry = policy.trust.cidr_for(address, port)
+        if entry is None:
+            return _address_denied(f"{address} is not public ({reason}), and no cidr entry of the policy opens it")
+        if entry.level != KNOWN_GOOD:
+            not_allowed = intent_denies(policy, permit, entry.level)
+            if not_allowed is not None:
+                return _address_denied(f"{address} is {entry.level}: {not_allowed.detail}")
+    return None
+
+
+def _why_bad(policy: Policy, resolution: Resolution) -> Deny | None:
+    known_bad = policy.trust.known_bad
+    named: Iterable[tuple[str, str | None]] = (
+        *((name, known_bad.why_name(name)) for name in resolution.cnames),
+        *((str(address), known_bad.why_address(address)) for address in resolution.addresses),
+    )
+    for found, why in named:
+        if why is not None:
+            return _address_denied(f"the name leads to {found}, which is known-bad: {why}")
+    return None
+
+
+def _address_denied(detail: str) -> Deny:
+    return Deny(DenyCode.ADDRESS_DENIED, detail)
