@@ -165,8 +165,17 @@ class Trust:
     def entry_for(self, destination: Destination) -> Entry | None:
         """Find the most specific entry that covers host and port; None means `unknown`."""
         if isinstance(destination.host, str):
-            return self._domain_entry(destination.host, destination.port)
+            return self.entries_for_name(destination.host).get(destination.port)
         return self.cidr_for(destination.host, destination.port)
+
+    def entries_for_name(self, name: str) -> dict[int, DomainEntry]:
+        """Find the most specific entry for each port of a name that has one."""
+        entries: dict[int, DomainEntry] = {}
+        for pattern in _covering_patterns(name):
+            for entry in self._by_pattern.get(pattern, ()):
+                for port in entry.ports:
+                    entries.setdefault(port, entry)
+        return entries
 
     def cidr_for(self, address: Address, port: int) -> CidrEntry | None:
         """Find the longest prefix with that port which covers an address."""
@@ -207,13 +216,6 @@ class Trust:
             if entry.level == KNOWN_GOOD and entry.inspection is Inspection.NONE
             for port in entry.ports
         ]
-
-    def _domain_entry(self, name: str, port: int) -> DomainEntry | None:
-        for pattern in _covering_patterns(name):
-            for entry in self._by_pattern.get(pattern, ()):
-                if port in entry.ports:
-                    return entry
-        return None
 
 
 @dataclass(frozen=True, slots=True)

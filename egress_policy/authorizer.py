@@ -1,0 +1,220 @@
+"""One request through all the steps, in order: decide, resolve, grant, open, record.
+
+Knows nothing of mitmproxy. What the caller gets is either a live grant that the kernel has acknowledged and the
+audit log has on record, or the reason why not; there is no third outcome and no exception for an expected one.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from weakref import WeakValueDictionary
+
+from egress_policy.audit import AuditError, AuditLog
+from egress_policy.caller import Caller
+from egress_policy.decision import Permit, decide
+from egress_policy.denial import Deny, Failure, FailureCode, Refusal
+from egress_policy.destination import Address
+from egress_policy.firewall import DEVELOPER_SANDBOX, Elements, FirewallError
+from egress_policy.grant import MAX_ADDRESSES, Grant, Resolution, issue_grant
+from egress_policy.http_request import AccessRequest
+from egress_policy.ledger import Key, Ledger, LiveGrant
+from egress_policy.policy import MAX_TTL, Policy
+from egress_policy.resolver import ResolutionFailedError, Resolver
+from egress_policy.upstream import first_reachable
+
+_logger = logging.getLogger(__name__)
+
+_LONGEST_PAUSE = 0.5
+"""Seconds: a grant that is issued during the pause may end before the one that it was set for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request as it was asked, for the audit record: also of what could not be read as a request."""
+
+    caller: Caller
+    request: AccessRequest | Deny
+    method: str | None = None
+    host: str | None = None
+    port: int | None = None
+    path: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The outcome: `live` is set if, and only if, the request may go on; `refusal` says why not."""
+
+    id: str
+    permit: Permit | None
+    live: LiveGrant | None
+    refusal: Refusal | None
+
+
+class Authorizer:
+    """Holds what one proxy needs to decide: policy, live grants, resolver, kernel and audit log.
+
+    `on_end` is told of each grant whose time is over, so that what still flows under it can be cut.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        resolver: Resolver,
+        elements: Elements,
+        audit: AuditLog,
+        on_end: Callable[[LiveGrant], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.policy = policy
+        self.ledger = Ledger()
+        self._resolver = resolver
+        self._elements = elements
+        self._audit = audit
+        self._on_end = on_end
+        self._clock = clock
+        self._opening: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
+        self._kernel = asyncio.Lock()
+
+    async def authorize(self, asked: Asked) -> Verdict:
+        """Take one request through every step of the decision, and put the outcome on record."""
+        permit: Permit | None = None
+        live: LiveGrant | None = None
+        refusal: Refusal | None = None
+        if isinstance(asked.request, Deny):
+            refusal = asked.request
+        else:
+            decided = decide(self.policy, asked.request, self.ledger.destinations)
+            if isinstance(decided, Deny):
+                refusal = decided
+            else:
+                permit = decided
+                opened = await self._open(permit)
+                live, refusal = (opened, None) if isinstance(opened, LiveGrant) else (None, opened)
+        return self.put_on_record(asked, permit, live, refusal)
+
+    def put_on_record(
+        self, asked: Asked, permit: Permit | None, live: LiveGrant | None, refusal: Refusal | None
+    ) -> Verdict:
+        """Write the decision down; what cannot be written down is not permitted."""
+        decision_id = str(uuid.uuid4())
+        try:
+            self._audit.write(decision_record(self.policy, decision_id, asked, permit, live, refusal))
+        except AuditError as error:
+            return Verdict(decision_id, permit, None, Failure(FailureCode.AUDIT_FAILED, str(error)))
+        return Verdict(decision_id, permit, live, refusal)
+
+    def is_live(self, live: LiveGrant) -> bool:
+        """Tell whether a grant is still what is open for its key."""
+        return self.ledger.find(live.key, self._clock()) is not None
+
+    def end_due(self) -> None:
+        """End the grants whose time is over."""
+        for live in self.ledger.take_ended(self._clock()):
+            self._record_end("expire", live.grant)
+            self._on_end(live)
+
+    async def end_in_time(self) -> None:
+        """End each grant when its time is over. Runs until cancelled."""
+        while True:
+            self.end_due()
+            next_end = self.ledger.next_end()
+            pause = _LONGEST_PAUSE if next_end is None else next_end - self._clock()
+            await asyncio.sleep(min(max(pause, 0.0), _LONGEST_PAUSE))
+
+    def take_over(self, grant: Grant, remaining: float) -> None:
+        """Enter a grant that the kernel still holds from before this proxy started (remaining: seconds)."""
+        now = self._clock()
+        self.ledger.add(LiveGrant(grant, now + remaining, now, grant.addresses[0]))
+
+    async def _open(self, permit: Permit) -> LiveGrant | Refusal:
+        key = _key(permit)
+        live = self._fresh(key)
+        if live is not None:
+            return live
+        # Requests for one destination that come together share one look-up and one grant.
+        lock = self._opening.get(key)
+        if lock is None:
+            lock = self._opening[key] = asyncio.Lock()
+        async with lock:
+            live = self._fresh(key)
+            return live if live is not None else await self._resolve_and_open(permit)
+
+    def _fresh(self, key: Key) -> LiveGrant | None:
+        now = self._clock()
+        live = self.ledger.find(key, now)
+        return live if live is not None and live.fresh_until > now else None
+
+    async def _resolve_and_open(self, permit: Permit) -> LiveGrant | Refusal:
+        destination = permit.request.destination
+        if isinstance(destination.host, str):
+            try:
+                resolution = await self._resolver.resolve(destination.host)
+            except ResolutionFailedError as error:
+                return Failure(FailureCode.RESOLUTION_FAILED, str(error))
+        else:
+            resolution = Resolution((destination.host,), ttl=int(MAX_TTL.total_seconds()))
+        async with self._kernel:
+            opened = await self._open_resolved(permit, resolution)
+        if isinstance(opened, LiveGrant):
+            current = [address for address in opened.grant.addresses if address in resolution.addresses]
+            opened.pin = await first_reachable(current, destination.port)
+            opened.fresh_until = self._clock() + resolution.ttl
+        return opened
+
+    async def _open_resolved(self, permit: Permit, resolution: Resolution) -> LiveGrant | Refusal:
+        self.end_due()
+        # Other requests went on while DNS was asked: the scope may be full by now, or the policy another.
+        decided = decide(self.policy, permit.request, self.ledger.destinations)
+        if isinstance(decided, Deny):
+            return decided
+        issued = issue_grant(self.policy, decided, resolution, str(uuid.uuid4()), datetime.now(UTC))
+        if isinstance(issued, Deny):
+            return issued
+        now = self._clock()
+        known = self.ledger.find(_key(decided), now)
+        if known is None:
+            live = LiveGrant(issued, now + decided.ttl.total_seconds(), 0.0, issued.addresses[0])
+            return await self._put_in_kernel(live, issued.addresses)
+        added = tuple(address for address in issued.addresses if address not in known.grant.addresses)
+        if not added:
+            return known
+        # The name moved. What it led to before stays open to running transfers; the end stays where it was.
+        addresses = (*added, *known.grant.addresses)[:MAX_ADDRESSES]
+        live = LiveGrant(replace(known.grant, addresses=addresses), known.deadline, 0.0, known.pin)
+        return await self._put_in_kernel(live, added)
+
+    async def _put_in_kernel(self, live: LiveGrant, addresses: Sequence[Address]) -> LiveGrant | Refusal:
+        try:
+            self._audit.write(grant_record("grant", live.grant))
+        except AuditError as error:
+            return Failure(FailureCode.AUDIT_FAILED, str(error))
+        port = live.grant.destination.port
+        try:
+            for address in addresses:
+                # An element that several grants share lives until the last of them ends.
+                other = self.ledger.last_holder(address, port)
+                last = live if other is None or other.deadline < live.deadline else other
+                await self._elements.insert(
+                    DEVELOPER_SANDBOX, [(address, port)], last.deadline - self._clock(), element_comment(last.grant)
+                )
+        except FirewallError as error:
+            if self.ledger.find(live.key, self._clock()) is None:
+                self._record_end("revoke", live.grant, f"the kernel did not take it: {error}")
+            return Failure(FailureCode.GRANT_FAILED, str(error))
+        self.ledger.add(live)
+        return live
+
+    def _record_end(self, event: str, grant: Grant, detail: str | None = None) -> None:
+        try:
+            self._audit.write(grant_record(event, grant, detail))
+        except AuditError as error:
+            # The grant is over all the same; only what is let out must be on record first.
+            _logger.error("the end of grant %s is not on record: %s", grant.id, error)
+
+
+def _key(permit: Permit) -> Key:
+    return permit.agent, permit.grant_scope, permit.intent, permit.request.destination
