@@ -1,7 +1,7 @@
 """Who is calling: the agent behind a client connection, by the channel and not by a claim.
 
-On this host the owner of the client's socket tells; from elsewhere the source address, which the ruleset binds
-to the link that its packets come from.
+On this host the owner of the client's socket tells; from elsewhere the source address, which the ruleset
+binds to the link that its packets come from.
 """
 
 import socket
@@ -17,7 +17,8 @@ from egress_policy.socket_owner import Endpoint, Protocol, plain_address, socket
 class Caller:
     """Who connected. `agent` is None for everyone whom the policy does not name.
 
-    `uid` is set where the caller is a process of this host whose socket was found, `source` where it is elsewhere.
+    `uid` is set where the caller is a process of this host whose socket was found, `source` where it is
+    elsewhere.
     """
 
     agent: str | None
@@ -53,7 +54,11 @@ class Callers:
 
     def _agent_at(self, address: Address) -> str | None:
         return next(
-            (agent for network, agent in self._sources if address.version == network.version and address in network),
+            (
+                agent
+                for network, agent in self._sources
+                if address.version == network.version and address in network
+            ),
             None,
         )
 

@@ -90,7 +90,7 @@ class _Socket:
 
 
 def plain_address(address: Address) -> Address:
-    """Give an IPv4 address that came as an IPv4-mapped one in its own form, and an IPv6 address without its zone."""
+    """Give an IPv4-mapped address as the IPv4 address that it is, and an IPv6 address without its zone."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
     return address.ipv4_mapped or ipaddress.IPv6Address(address.packed)
@@ -105,8 +105,9 @@ def socket_owner(client: Endpoint, redirected_to: int, protocol: Protocol) -> in
     address = plain_address(client[0])
     # Local packets are redirected to the loopback address (nf_nat_redirect_ipv4() and _ipv6() in the kernel).
     reply = _Tuple((_LOOPBACK[address.version], redirected_to), (address, client[1]))
-    # The port that we see is not always the client's: redirection gives a port that is in use at our end another
-    # number, and somebody else's socket may have that very number. So conntrack is asked first, and always.
+    # The port that we see is not always the client's: redirection gives a port that is in use at our end
+    # another number, and somebody else's socket may have that very number. So conntrack is asked first, and
+    # always.
     original = _original_direction(reply, protocol)
     if original is None:
         return None
@@ -116,7 +117,9 @@ def socket_owner(client: Endpoint, redirected_to: int, protocol: Protocol) -> in
 
 
 def _tcp_owner(original: _Tuple) -> int | None:
-    request = _diag_request(Protocol.TCP, _FAMILY[original.source[0].version], original.source, original.destination)
+    request = _diag_request(
+        Protocol.TCP, _FAMILY[original.source[0].version], original.source, original.destination
+    )
     for found in _diag(request, dump=False):
         # Without a connected socket the kernel offers one that listens on the port, which may be anybody's.
         is_the_one = found.local_port == original.source[1] and found.remote == original.destination
@@ -138,9 +141,9 @@ def _udp_owner(original: _Tuple) -> int | None:
         found.uid
         for family in families
         for found in _diag(
-            _diag_request(Protocol.UDP, family, (any_address, original.source[1]), (any_address, 0)), dump=True
+            _diag_request(Protocol.UDP, family, (any_address, original.source[1]), (any_address, 0)),
+            dump=True,
         )
-        if found.inode
     }
     return uids.pop() if len(uids) == 1 else None
 
@@ -196,7 +199,11 @@ def _diag(request: bytes, *, dump: bool) -> Iterator[_Socket]:
 
 
 def _read_address(family: int, data: bytes) -> Address:
-    return ipaddress.IPv4Address(data[:4]) if family == socket.AF_INET else plain_address(ipaddress.IPv6Address(data))
+    return (
+        ipaddress.IPv4Address(data[:4])
+        if family == socket.AF_INET
+        else plain_address(ipaddress.IPv6Address(data))
+    )
 
 
 def _ask(family: int, message_type: int, payload: bytes, *, dump: bool) -> list[bytes]:

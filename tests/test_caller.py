@@ -1,4 +1,4 @@
-"""Callers are known by the owner of their socket: with a real redirect, in a network namespace of the test's own."""
+"""Callers are known by the owner of their socket: a real redirect, in a network namespace of the test's own."""
 
 import ctypes
 import ipaddress
@@ -18,9 +18,9 @@ from egress_policy.socket_owner import Endpoint, Protocol, SocketOwnerError, soc
 
 ALICE, BOB = 2001, 2002
 PROXY_PORT, DNS_PORT = 8080, 8053
-HOST = {socket.AF_INET: "10.0.0.1", socket.AF_INET6: "fd00::1"}
-ORIGIN = {socket.AF_INET: "203.0.113.1", socket.AF_INET6: "2001:db8::1"}
-OTHER_ORIGIN = {socket.AF_INET: "203.0.113.2", socket.AF_INET6: "2001:db8::2"}
+HOST: dict[int, str] = {socket.AF_INET: "10.0.0.1", socket.AF_INET6: "fd00::1"}
+ORIGIN: dict[int, str] = {socket.AF_INET: "203.0.113.1", socket.AF_INET6: "2001:db8::1"}
+OTHER_ORIGIN: dict[int, str] = {socket.AF_INET: "203.0.113.2", socket.AF_INET6: "2001:db8::2"}
 BOTH_FAMILIES = pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
 IPPROTO_MPTCP = 262
 CAP_NET_ADMIN = 12
@@ -42,7 +42,7 @@ class Host:
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self._proxy = {family: self._listener(family, socket.SOCK_STREAM, PROXY_PORT) for family in HOST}
-        self._dns = {family: self._listener(family, socket.SOCK_DGRAM, DNS_PORT) for family in HOST}
+        self.dns = {family: self._listener(family, socket.SOCK_DGRAM, DNS_PORT) for family in HOST}
 
     def open(self, uid: int, family: int, kind: int, port: int = 0, protocol: int = 0) -> socket.socket:
         """Make a socket as its user would, bound to a port of any address that other sockets may share."""
@@ -65,7 +65,7 @@ class Host:
     def query(self, client: socket.socket, address: str) -> Endpoint:
         """Send a datagram to port 53, and return the client as the proxy sees it."""
         client.sendto(b"query", (address, 53))
-        _, peer = self._dns[socket.AF_INET if "." in address else socket.AF_INET6].recvfrom(512)
+        _, peer = self.dns[socket.AF_INET if "." in address else socket.AF_INET6].recvfrom(512)
         return endpoint(peer)
 
     def _listener(self, family: int, kind: int, port: int) -> socket.socket:
@@ -149,7 +149,7 @@ def test_two_connections_from_one_source_port_are_told_apart(host: Host, family:
 
 @BOTH_FAMILIES
 def test_a_rewritten_source_port_does_not_make_its_connection_somebody_elses(host: Host, family: int) -> None:
-    """Bob's connection arrives from another port; Alice's socket has that very port, and the same destination."""
+    """Bob arrives from another port; Alice's socket has that very port, and the same destination."""
     host.connect(host.open(BOB, family, socket.SOCK_STREAM, 5000), OTHER_ORIGIN[family])
     bobs = host.connect(host.open(BOB, family, socket.SOCK_STREAM, 5000), ORIGIN[family])
     alices = host.connect(host.open(ALICE, family, socket.SOCK_STREAM, bobs[1]), ORIGIN[family])
@@ -183,7 +183,7 @@ def test_what_was_not_redirected_to_us_is_nobodys(host: Host) -> None:
 
 
 def test_a_connection_from_our_port_to_a_clients_is_not_the_clients(host: Host) -> None:
-    """conntrack finds a connection by either end; only one that arrived at our port has a client."""
+    """The kernel finds a connection by either end; only one that arrived at our port has a client."""
     listener = host.open(ALICE, socket.AF_INET, socket.SOCK_STREAM, 7000)
     listener.listen()
     from_our_port = host.open(BOB, socket.AF_INET, socket.SOCK_STREAM)
@@ -228,7 +228,7 @@ def test_a_user_who_sends_from_anothers_address_is_not_taken_for_him(host: Host)
     bobs.bind(("127.0.0.1", 6000))
     packet_info = struct.pack("i4s4s", 0, socket.inet_aton(HOST[family]), bytes(4))
     bobs.sendmsg([b"query"], [(socket.IPPROTO_IP, socket.IP_PKTINFO, packet_info)], 0, (ORIGIN[family], 53))
-    _, peer = host._dns[family].recvfrom(512)
+    _, peer = host.dns[family].recvfrom(512)
     assert peer == (HOST[family], 6000)
     assert socket_owner(endpoint(peer), DNS_PORT, Protocol.UDP) is None
 
@@ -253,7 +253,8 @@ def test_that_capability_alone_is_enough(host: Host) -> None:
 
     def both_are_found() -> bool:
         return (
-            socket_owner(tcp, PROXY_PORT, Protocol.TCP) == ALICE and socket_owner(udp, DNS_PORT, Protocol.UDP) == BOB
+            socket_owner(tcp, PROXY_PORT, Protocol.TCP) == ALICE
+            and socket_owner(udp, DNS_PORT, Protocol.UDP) == BOB
         )
 
     assert in_a_process_with_net_admin_alone(both_are_found)
