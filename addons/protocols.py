@@ -1,0 +1,58 @@
+"""What a redirected connection may speak: TLS, HTTP/1 and, inside TLS, HTTP/2. All else is closed at once.
+
+mitmproxy's own choice falls back to raw forwarding, or to waiting for ever, for what it does not recognise.
+"""
+
+import re
+from collections.abc import Callable
+
+from mitmproxy import connection
+from mitmproxy.proxy import commands, events, layer, layers
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.http import HTTPMode
+from mitmproxy.proxy.layers.tls import HTTP1_ALPNS, ClientTLSLayer, ServerTLSLayer
+
+# RFC 9112 section 3. The version is mitmproxy's to check, and ours; here it only tells HTTP from something else.
+_REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} [^\r\n ]+ HTTP/[0-9.]{1,8}\r?\n")
+_LONGEST_REQUEST_LINE = 64 * 1024
+_TLS_HANDSHAKE = b"\x16\x03"
+
+
+class Closed(layer.Layer):
+    """Closes the client's connection without a byte to anyone."""
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if isinstance(event, events.Start):
+            yield commands.CloseConnection(self.context.client)
+
+    def __repr__(self) -> str:
+        return "Closed()"
+
+
+def choose(
+    context: Context, data: bytes, on_refused: Callable[[connection.Client, str], None]
+) -> layer.Layer | None:
+    """Choose the layer for what a client has sent so far; None where more is needed."""
+    inside_tls = isinstance(context.layers[-1], ClientTLSLayer)
+    if not inside_tls:
+        if len(data) < len(_TLS_HANDSHAKE):
+            return None
+        if data.startswith(_TLS_HANDSHAKE):
+            server = ServerTLSLayer(context)
+            server.child_layer = ClientTLSLayer(context)
+            return server
+    elif context.client.alpn == b"h2":
+        return layers.HttpLayer(context, HTTPMode.transparent)
+    elif context.client.alpn and context.client.alpn not in HTTP1_ALPNS:
+        on_refused(context.client, "the TLS handshake agreed on a protocol that is not HTTP")
+        return Closed(context)
+    if _REQUEST_LINE.match(data):
+        return layers.HttpLayer(context, HTTPMode.transparent)
+    if b"\n" not in data and len(data) < _LONGEST_REQUEST_LINE and _could_be_http(data):
+        return None
+    on_refused(context.client, "the connection speaks neither TLS nor HTTP")
+    return Closed(context)
+
+
+def _could_be_http(data: bytes) -> bool:
+    return re.match(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}( |$)", data[:34]) is not None and not data.startswith(b"SSH-")

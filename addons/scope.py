@@ -1,0 +1,394 @@
+"""The policy enforcement point: mitmproxy's flows to our values and back.
+
+Run as `mitmdump -s addons/scope.py`. A hook that raises lets the flow go on in mitmproxy, so every hook that
+could let something out sets the refusal in its first line and clears it in its last.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Coroutine
+from typing import Any, NoReturn
+
+import connections
+import dns_replies
+import protocols
+import safe_options
+import start_up
+from mitmproxy import addonmanager, connection, ctx, dns, http, tls
+from mitmproxy.net.dns import response_codes
+from mitmproxy.proxy import layer, server_hooks
+
+from egress_policy.authorizer import Asked, Verdict
+from egress_policy.denial import Deny, DenyCode
+from egress_policy.destination import Destination, InvalidHostError, parse_name
+from egress_policy.http_request import AccessRequest, RequestHead, is_websocket, read_request
+from egress_policy.ledger import LiveGrant
+from egress_policy.name_server import SyntheticAddresses
+from egress_policy.policy import KNOWN_GOOD, Inspection
+from egress_policy.problem import problem_of, render
+from egress_policy.scope import HEADER
+
+_VERDICT = "egress-policy verdict"
+_COUNTED = "egress-policy bytes"
+# RFC 9849: the extension that hides the real server name inside an encrypted ClientHello.
+_ENCRYPTED_CLIENT_HELLO = 0xFE0D
+_NOT_DECIDED = b'{"type": "urn:egress-policy:internal_error", "title": "The request could not be decided", "status": 500}'
+
+_logger = logging.getLogger(__name__)
+
+
+class Scope:
+    """Asks the authorizer about every request, and lets through what it permits."""
+
+    def __init__(self) -> None:
+        self._running: start_up.Started | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._synthetic = SyntheticAddresses()
+
+    # Life
+
+    def load(self, loader: addonmanager.Loader) -> None:
+        """Declare our options: as strings, since a value of another type would end the script loader silently."""
+        for name, default, help_text in start_up.OPTIONS:
+            loader.add_option(name, str, default, help_text)
+
+    def configure(self, _updated: set[str]) -> None:
+        """Start, once: check options, user, policy, ruleset and audit log before anything listens."""
+        if self._running is not None:
+            return
+        try:
+            not_allowed = safe_options.refused(ctx.options)
+            if not_allowed:
+                _exit("; ".join(not_allowed))
+            self._running = start_up.start(ctx.options, self._grant_ended)
+            ctx.options.update(**safe_options.SAFE, mode=list(self._running.modes), confdir=ctx.options.confdir)
+        except start_up.StartError as error:
+            _exit(str(error))
+        except BaseException as error:  # noqa: BLE001 - mitmproxy would run on without us
+            _exit(f"could not start: {error!r}")
+
+    async def running(self) -> None:
+        """Begin the work that goes on beside requests."""
+        started = self._started
+        self._connections = connections.Connections(ctx.master.addons.get("proxyserver"))
+        self._tasks = [
+            asyncio.create_task(self._or_exit(started.authorizer.end_in_time())),
+            asyncio.create_task(self._or_exit(_remove_default_addons())),
+            *(
+                asyncio.create_task(self._or_exit(started.known_good.keep(name)))
+                for name in sorted({name for name, _ in started.authorizer.policy.trust.direct_names()})
+            ),
+        ]
+
+    def done(self) -> None:
+        """End the process when the script was changed or removed: mitmproxy would go on and forward everything."""
+        if not ctx.master.should_exit.is_set():
+            _exit("the addon was unloaded while the proxy ran")
+        for task in self._tasks:
+            task.cancel()
+
+    async def _or_exit(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run background work without which we would not be safe: its end is the proxy's."""
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever it is, nobody would end the grants any more
+            _exit(f"stopped: {error!r}")
+
+    @property
+    def _started(self) -> start_up.Started:
+        if self._running is None:
+            _exit("a connection came before the start")
+        return self._running
+
+    def _grant_ended(self, live: LiveGrant) -> None:
+        self._connections.end(live.key)
+
+    # Connections
+
+    def next_layer(self, nextlayer: layer.NextLayer) -> None:
+        """Find out who connected, then let the connection speak TLS or HTTP and nothing else."""
+        nextlayer.layer = protocols.Closed(nextlayer.context)
+        opened = self._connection(nextlayer.context.client, nextlayer.context.server)
+
+        def refused(_client: connection.Client, why: str) -> None:
+            deny = Deny(DenyCode.REQUEST_MALFORMED, why)
+            self._refuse(Asked(opened.caller, deny, port=opened.port), deny)
+
+        nextlayer.layer = protocols.choose(nextlayer.context, nextlayer.data_client(), refused)
+
+    def client_disconnected(self, client: connection.Client) -> None:
+        """Forget a closed connection."""
+        self._connections.remove(client)
+
+    async def tls_clienthello(self, data: tls.ClientHelloData) -> None:
+        """Pass a known-good name on undecrypted; everything else is decrypted, and decided request by request."""
+        opened = self._connection(data.context.client, data.context.server)
+        policy = self._started.authorizer.policy
+        try:
+            name = parse_name(data.client_hello.sni or "")
+        except InvalidHostError:
+            return
+        destination = Destination(name, opened.port)
+        entry = policy.trust.entry_for(destination)
+        if entry is None or entry.level != KNOWN_GOOD or entry.inspection is Inspection.FULL:
+            return
+        request: AccessRequest | Deny = AccessRequest(opened.caller.agent, destination, (), "", "", None)
+        if any(kind == _ENCRYPTED_CLIENT_HELLO for kind, _ in data.client_hello.extensions):
+            opened.refusal = Deny(
+                DenyCode.DESTINATION_MISMATCH, "an encrypted ClientHello hides the server's name, by which it is inspected"
+            )
+            request = opened.refusal
+        asked = Asked(opened.caller, request, host=name, port=opened.port)
+        verdict = await self._started.authorizer.authorize(asked)
+        if verdict.live is not None:
+            upstream = connections.upstream_socket(verdict.live.pin, opened.port)
+            opened.clear(opened.client.id, verdict.live, upstream)
+            data.context.server.address = upstream
+            data.ignore_connection = True
+
+    def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
+        """Connect only to what this client's permitted requests were pinned to, and only while the grant lives."""
+        data.server.error = "no live grant for this address"
+        opened = self._connections.get(data.client)
+        if opened is None or data.server.address is None:
+            return
+        key = opened.cleared.get(data.server.address[:2])
+        if key is not None and self._started.authorizer.is_live(key):
+            data.server.error = None
+
+    def server_connect_error(self, data: server_hooks.ServerConnectionHookData) -> None:
+        """Have the next request look for another address of the grant."""
+        opened = self._connections.get(data.client)
+        key = None if opened is None or data.server.address is None else opened.cleared.get(data.server.address[:2])
+        if key is not None:
+            self._started.authorizer.unreachable(key)
+
+    # Requests
+
+    def http_connect(self, flow: http.HTTPFlow) -> None:
+        """Deny CONNECT: in a transparent proxy nobody needs it."""
+        flow.response = _undecided()
+        opened = self._connection(flow.client_conn, flow.server_conn)
+        deny = Deny(DenyCode.REQUEST_MALFORMED, "CONNECT is for forward proxies: connect to the destination itself")
+        flow.response = _refusal_response(flow, self._refuse(_asked(opened, flow, deny), deny))
+
+    async def requestheaders(self, flow: http.HTTPFlow) -> None:
+        """Decide on a request before any of it is sent on."""
+        flow.response = _undecided()
+        opened = self._connection(flow.client_conn, flow.server_conn)
+        asked = _asked(opened, flow, opened.refusal or read_request(_head(opened, flow), opened.caller.agent))
+        verdict = await self._started.authorizer.authorize(asked)
+        live = verdict.live
+        if live is None or verdict.permit is None:
+            flow.response = _refusal_response(flow, verdict)
+            return
+        if not flow.client_conn.connected or not self._started.authorizer.is_live(live.key):
+            return
+        flow.metadata[_VERDICT] = asked, verdict
+        self._pin(opened, flow, live)
+        _clean(flow.request)
+        self._stream(opened, flow, asked, verdict)
+        flow.response = None
+
+    def _pin(self, opened: connections.ClientConnection, flow: http.HTTPFlow, live: LiveGrant) -> None:
+        # Two requests of one HTTP/2 connection share the upstream address that the first was pinned to: the
+        # server name of a new upstream connection is the client's only while both are the same.
+        upstream = flow.server_conn.address
+        if upstream is None or upstream not in opened.cleared or not _leads_to(live, upstream):
+            upstream = connections.upstream_socket(live.pin, opened.port)
+        opened.clear(flow.id, live, upstream)
+        # Setting request.host would rewrite the Host field; this leaves name, server name and verification alone.
+        flow.server_conn.address = upstream
+        flow.request.data.host, flow.request.data.port = upstream
+
+    def _stream(
+        self, opened: connections.ClientConnection, flow: http.HTTPFlow, asked: Asked, verdict: Verdict
+    ) -> None:
+        """Send a body on as it comes, counted where its length is not known and limited.
+
+        An HTTP/2 body without content-length is kept back whole: to an HTTP/1 upstream it would go out without
+        framing, and be read there as a second request that nobody decided.
+        """
+        if is_websocket(flow.request.headers.fields):
+            return
+        if "transfer-encoding" not in flow.request.headers:
+            flow.request.stream = flow.request.headers.get("content-length", "0") != "0"
+            return
+        limit = None if verdict.permit is None else verdict.permit.max_body
+        sent = 0
+
+        def counted(chunk: bytes) -> bytes:
+            nonlocal sent
+            sent += len(chunk)
+            if limit is not None and sent > limit:
+                self._cut_body(opened, asked, limit)
+                return b""
+            return chunk
+
+        flow.request.stream = counted
+
+    def _cut_body(self, opened: connections.ClientConnection, asked: Asked, limit: int) -> None:
+        if opened.refusal is None:
+            opened.refusal = Deny(DenyCode.BODY_TOO_LARGE, f"the body grew beyond the {limit} bytes that the intent allows")
+            self._refuse(asked, opened.refusal)
+            self._connections.cut(opened.client)
+
+    def request(self, flow: http.HTTPFlow) -> None:
+        """Hold a body that was kept back to its limit, give it a length, and take trailers away."""
+        if flow.response is not None or flow.request.stream:
+            flow.request.trailers = None
+            return
+        flow.response = _undecided()
+        asked, verdict = flow.metadata[_VERDICT]
+        length = len(flow.request.raw_content or b"")
+        limit = verdict.permit.max_body
+        if limit is not None and length > limit:
+            deny = Deny(DenyCode.BODY_TOO_LARGE, f"the body has {length} bytes, the intent allows {limit}")
+            flow.response = _refusal_response(flow, self._refuse(asked, deny))
+            return
+        if length:
+            flow.request.headers["content-length"] = str(length)
+        flow.request.trailers = None
+        flow.response = None
+
+    def responseheaders(self, flow: http.HTTPFlow) -> None:
+        """Pass the answer on as it comes, unless it would turn the connection into something unchecked."""
+        if flow.response is None or _VERDICT not in flow.metadata:
+            return
+        if flow.response.status_code == 101:
+            if not (flow.websocket or is_websocket(flow.request.headers.fields)):
+                flow.kill()
+            return
+        # RFC 7838: an alternative service would move the client to a protocol that we refuse.
+        flow.response.headers.pop("alt-svc", None)
+        flow.response.stream = True
+
+    def response(self, flow: http.HTTPFlow) -> None:
+        """Note that a flow is over."""
+        self._flow_over(flow)
+
+    def error(self, flow: http.HTTPFlow) -> None:
+        """Note that a flow is over."""
+        self._flow_over(flow)
+
+    def websocket_message(self, flow: http.HTTPFlow) -> None:
+        """Count what a WebSocket sends against the intent's limit; mitmproxy keeps messages for ever, we do not."""
+        messages = flow.websocket.messages if flow.websocket is not None else []
+        asked, verdict = flow.metadata[_VERDICT]
+        limit = verdict.permit.max_body
+        if messages and messages[-1].from_client:
+            flow.metadata[_COUNTED] = flow.metadata.get(_COUNTED, 0) + len(messages[-1].content)
+            if limit is not None and flow.metadata[_COUNTED] > limit:
+                messages[-1].drop()
+                self._cut_body(self._connection(flow.client_conn, flow.server_conn), asked, limit)
+        del messages[:-1]
+
+    def websocket_end(self, flow: http.HTTPFlow) -> None:
+        """Note that a flow is over."""
+        opened = self._connections.get(flow.client_conn)
+        if opened is not None:
+            opened.active.pop(flow.id, None)
+
+    # DNS
+
+    async def dns_request(self, flow: dns.DNSFlow) -> None:
+        """Answer an agent's query; one that cannot be decided is refused, and never forwarded."""
+        flow.response = flow.request.fail(response_codes.SERVFAIL)
+        started = self._started
+        flow.response = await dns_replies.answer(
+            flow.request, started.authorizer.policy, started.known_good, self._synthetic
+        )
+
+    def _connection(self, client: connection.Client, server: connection.Server) -> connections.ClientConnection:
+        """Return what is known of a client's connection; its caller is looked up once, when it opens."""
+        opened = self._connections.get(client)
+        if opened is None:
+            # Before the first request is pinned, the upstream address is where the client wanted to go.
+            port = server.address[1] if server.address is not None else 0
+            caller = self._started.callers.identify(connections.peer(client), client.sockname[1])
+            opened = self._connections.add(connections.ClientConnection(client, caller, port))
+        return opened
+
+    def _refuse(self, asked: Asked, deny: Deny) -> Verdict:
+        """Put a denial on record that was found outside the decision."""
+        return self._started.authorizer.put_on_record(asked, None, None, deny)
+
+    def _flow_over(self, flow: http.HTTPFlow) -> None:
+        opened = self._connections.get(flow.client_conn)
+        if opened is not None and flow.websocket is None:
+            opened.active.pop(flow.id, None)
+
+
+async def _remove_default_addons() -> None:
+    """Remove the addons that come with mitmproxy and that a filter does not need.
+
+    It halves the time of a request, and nothing is left that could change one after our check.
+    """
+    for name in safe_options.NEEDLESS_ADDONS:
+        addon = ctx.master.addons.get(name)
+        if addon is not None:
+            ctx.master.addons.remove(addon)
+
+
+def _head(opened: connections.ClientConnection, flow: http.HTTPFlow) -> RequestHead:
+    data = flow.request.data
+    return RequestHead(
+        method=data.method,
+        target=data.path,
+        authority=data.authority,
+        fields=data.headers.fields,
+        http2=flow.client_conn.alpn == b"h2",
+        version=data.http_version,
+        port=opened.port,
+        tls=flow.client_conn.tls,
+        server_name=flow.client_conn.sni,
+    )
+
+
+def _asked(opened: connections.ClientConnection, flow: http.HTTPFlow, request: AccessRequest | Deny) -> Asked:
+    data = flow.request.data
+    hosts = flow.request.headers.get_all("host")
+    authority = data.authority.decode("latin-1") or (hosts[0] if hosts else None)
+    return Asked(
+        opened.caller,
+        request,
+        method=data.method.decode("latin-1"),
+        host=authority,
+        port=opened.port,
+        path=data.path.partition(b"?")[0].decode("latin-1"),
+    )
+
+
+def _leads_to(live: LiveGrant, upstream: connections.Socket) -> bool:
+    return any(connections.upstream_socket(address, live.grant.destination.port) == upstream for address in live.grant.addresses)
+
+
+def _clean(request: http.Request) -> None:
+    """Take away what must not be sent on: the claim, and upgrades other than to a WebSocket."""
+    request.headers.pop(HEADER, None)
+    if not is_websocket(request.headers.fields):
+        for name in ("upgrade", "http2-settings"):
+            request.headers.pop(name, None)
+
+
+def _undecided() -> http.Response:
+    """Make the answer that stands until the decision is made: if a hook raises, it is what the client gets."""
+    return http.Response.make(500, _NOT_DECIDED, {"content-type": "application/problem+json"})
+
+
+def _refusal_response(flow: http.HTTPFlow, verdict: Verdict) -> http.Response:
+    status, headers, body = render(problem_of(verdict.record), flow.request.headers.get("accept"))
+    return http.Response.make(status, body, [(name.encode(), value.encode()) for name, value in headers])
+
+
+def _exit(message: str) -> NoReturn:
+    """End the process at once. Raising would only be logged, and the proxy would run on without us."""
+    print(f"egress-policy: {message}", file=sys.stderr, flush=True)  # noqa: T201 - the log may not be set up yet
+    os._exit(1)
+
+
+addons = [Scope()]

@@ -1,0 +1,128 @@
+"""What must hold before the proxy accepts a connection, and what is carried over from the one before it."""
+
+import asyncio
+import ipaddress
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mitmproxy import options
+
+from egress_policy.accounts import AccountError, proxy_uid, resolve_agents
+from egress_policy.audit import AuditError, AuditLog, read_records
+from egress_policy.authorizer import Authorizer
+from egress_policy.caller import Callers
+from egress_policy.firewall import DEVELOPER_SANDBOX, Elements, FirewallError, is_loaded, list_elements
+from egress_policy.known_good import KnownGoodNames
+from egress_policy.ledger import LiveGrant
+from egress_policy.policy import Policy
+from egress_policy.policy_file import PolicyFileError, load_policy
+from egress_policy.records import policy_record
+from egress_policy.resolver import Resolver
+from egress_policy.take_over import take_over
+
+DEFAULT_CONFDIR = "/var/lib/egress-policy/ca"
+
+OPTIONS = (
+    ("scope_policy", "/etc/egress-policy/policy.yaml", "The policy file."),
+    ("scope_audit", "/var/log/egress-policy/audit.jsonl", "The audit log: a file, or - for standard output."),
+    ("scope_control", "/run/egress-policy/control.sock", "The control socket; nothing is served on it yet."),
+)
+"""Name, default and help of each option."""
+
+
+class StartError(Exception):
+    """The proxy must not start: the message says why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What the addon works with. `modes` are mitmproxy's: where to listen."""
+
+    authorizer: Authorizer
+    known_good: KnownGoodNames
+    callers: Callers
+    modes: tuple[str, ...]
+
+
+def start(settings: options.Options, on_end: Callable[[LiveGrant], None]) -> Started:
+    """Check and load everything. Raises StartError."""
+    try:
+        policy = load_policy(Path(settings.scope_policy))
+        uid = proxy_uid(policy)
+        if os.getuid() != uid:
+            raise StartError(
+                f"running as uid {os.getuid()}, but the policy's proxy.user is {policy.proxy.user}: "
+                "the kernel would not hold this process to the policy"
+            )
+        audit = AuditLog(settings.scope_audit)
+        if not is_loaded():
+            raise StartError("the ruleset is not in the kernel: run `egress-policy apply` first")
+        nameservers = policy.resolver.nameservers
+        resolver = Resolver(nameservers, policy.resolver.timeout.total_seconds())
+        elements = Elements()
+        authorizer = Authorizer(policy, resolver, elements, audit, on_end)
+        _take_over(authorizer, audit, settings.scope_audit)
+        audit.write(policy_record(policy, settings.scope_policy))
+        uids = resolve_agents(policy)
+    except PolicyFileError as error:
+        raise StartError("the policy has errors:\n" + "\n".join(str(one) for one in error.errors)) from None
+    except (AccountError, AuditError, FirewallError) as error:
+        raise StartError(str(error)) from None
+    sources = [(agent.source, agent.name) for agent in policy.agents.values() if agent.source is not None]
+    return Started(
+        authorizer,
+        KnownGoodNames(lambda: authorizer.policy, resolver, elements),
+        Callers(uids, sources),
+        _modes(policy, settings),
+    )
+
+
+def _take_over(authorizer: Authorizer, audit: AuditLog, path: str) -> None:
+    """Enter the grants that the kernel still holds and the log explains; close what it does not explain."""
+    records = () if path == "-" else read_records(Path(path))
+    held = list_elements(DEVELOPER_SANDBOX)
+    now = datetime.now(UTC)
+    taken, unexplained = take_over(records, held, authorizer.policy, now)
+    for grant, remaining in taken:
+        authorizer.take_over(grant, remaining)
+    if unexplained:
+        # A loop runs in this thread already; the deletion must be acknowledged before anything listens.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, _delete([(one.address, one.port) for one in unexplained])).result()
+
+
+async def _delete(unexplained: list[tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]]) -> None:
+    await Elements().delete(DEVELOPER_SANDBOX, unexplained)
+
+
+def _modes(policy: Policy, settings: options.Options) -> tuple[str, ...]:
+    """Where to listen. DNS replies from a wildcard socket would come from another address than was asked."""
+    host = settings.listen_host
+    port = settings.listen_port or policy.proxy.port
+    web = f"transparent@{host}:{port}" if host else f"transparent@{port}"
+    links = {agent.interface for agent in policy.agents.values() if agent.interface is not None}
+    addresses = ["127.0.0.1", *(["::1"] if _has_ipv6() else []), *(found for link in sorted(links) for found in _addresses_of(link))]
+    return (web, *(f"dns@{address}:{policy.proxy.dns_port}" for address in addresses))
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def _addresses_of(link: str) -> list[str]:
+    shown = subprocess.run(["ip", "-json", "address", "show", "dev", link], capture_output=True, text=True, check=False)  # noqa: S607 - found on PATH, as root set it
+    if shown.returncode:
+        raise StartError(f"the link {link} of the policy's agents: {shown.stderr.strip() or 'not found'}")
+    return [entry["local"] for one in json.loads(shown.stdout) for entry in one.get("addr_info", []) if entry["scope"] == "global"]
