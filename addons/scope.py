@@ -20,7 +20,7 @@ from mitmproxy import addonmanager, connection, ctx, dns, http, tls
 from mitmproxy.net.dns import response_codes
 from mitmproxy.proxy import layer, server_hooks
 
-from egress_policy.authorizer import Asked, Verdict
+from egress_policy.authorizer import Verdict
 from egress_policy.denial import Deny, DenyCode
 from egress_policy.destination import Destination, InvalidHostError, parse_name
 from egress_policy.http_request import AccessRequest, RequestHead, is_websocket, read_request
@@ -28,6 +28,7 @@ from egress_policy.ledger import LiveGrant
 from egress_policy.name_server import SyntheticAddresses
 from egress_policy.policy import KNOWN_GOOD, Inspection
 from egress_policy.problem import problem_of, render
+from egress_policy.records import Asked
 from egress_policy.scope import HEADER
 
 _VERDICT = "egress-policy verdict"

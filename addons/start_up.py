@@ -21,11 +21,11 @@ from egress_policy.caller import Callers
 from egress_policy.firewall import DEVELOPER_SANDBOX, Elements, FirewallError, is_loaded, list_elements
 from egress_policy.known_good import KnownGoodNames
 from egress_policy.ledger import LiveGrant
+from egress_policy.live_grants import match
 from egress_policy.policy import Policy
 from egress_policy.policy_file import PolicyFileError, load_policy
 from egress_policy.records import policy_record
 from egress_policy.resolver import Resolver
-from egress_policy.take_over import take_over
 
 DEFAULT_CONFDIR = "/var/lib/egress-policy/ca"
 
@@ -68,8 +68,8 @@ def start(settings: options.Options, on_end: Callable[[LiveGrant], None]) -> Sta
         resolver = Resolver(nameservers, policy.resolver.timeout.total_seconds())
         elements = Elements()
         authorizer = Authorizer(policy, resolver, elements, audit, on_end)
-        _take_over(authorizer, audit, settings.scope_audit)
-        audit.write(policy_record(policy, settings.scope_policy))
+        _take_over(authorizer, settings.scope_audit)
+        audit.write(policy_record(f"{settings.scope_policy} is in force: the proxy started"))
         uids = resolve_agents(policy)
     except PolicyFileError as error:
         raise StartError("the policy has errors:\n" + "\n".join(str(one) for one in error.errors)) from None
@@ -84,14 +84,13 @@ def start(settings: options.Options, on_end: Callable[[LiveGrant], None]) -> Sta
     )
 
 
-def _take_over(authorizer: Authorizer, audit: AuditLog, path: str) -> None:
+def _take_over(authorizer: Authorizer, path: str) -> None:
     """Enter the grants that the kernel still holds and the log explains; close what it does not explain."""
     records = () if path == "-" else read_records(Path(path))
     held = list_elements(DEVELOPER_SANDBOX)
-    now = datetime.now(UTC)
-    taken, unexplained = take_over(records, held, authorizer.policy, now)
-    for grant, remaining in taken:
-        authorizer.take_over(grant, remaining)
+    grants, unexplained = match(records, held, datetime.now(UTC))
+    for one in grants:
+        authorizer.take_over(one.grant, one.remaining)
     if unexplained:
         # A loop runs in this thread already; the deletion must be acknowledged before anything listens.
         with ThreadPoolExecutor(1) as thread:

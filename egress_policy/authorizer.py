@@ -13,16 +13,15 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from weakref import WeakValueDictionary
 
-from egress_policy.audit import AuditError, AuditLog
-from egress_policy.caller import Caller
+from egress_policy.audit import AuditError, AuditLog, Record
 from egress_policy.decision import Permit, decide
 from egress_policy.denial import Deny, Failure, FailureCode, Refusal
 from egress_policy.destination import Address
 from egress_policy.firewall import DEVELOPER_SANDBOX, Elements, FirewallError
 from egress_policy.grant import MAX_ADDRESSES, Grant, Resolution, issue_grant
-from egress_policy.http_request import AccessRequest
 from egress_policy.ledger import Key, Ledger, LiveGrant
 from egress_policy.policy import MAX_TTL, Policy
+from egress_policy.records import Asked, decision_record, element_comment, grant_record
 from egress_policy.resolver import ResolutionFailedError, Resolver
 from egress_policy.upstream import first_reachable
 
@@ -33,25 +32,12 @@ _LONGEST_PAUSE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A request as it was asked, for the audit record: also of what could not be read as a request."""
-
-    caller: Caller
-    request: AccessRequest | Deny
-    method: str | None = None
-    host: str | None = None
-    port: int | None = None
-    path: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Verdict:
-    """The outcome: `live` is set if, and only if, the request may go on; `refusal` says why not."""
+    """The outcome, with its record: `live` is set if, and only if, the request may go on."""
 
-    id: str
+    record: Record
     permit: Permit | None
     live: LiveGrant | None
-    refusal: Refusal | None
 
 
 class Authorizer:
@@ -101,15 +87,24 @@ class Authorizer:
     ) -> Verdict:
         """Write the decision down; what cannot be written down is not permitted."""
         decision_id = str(uuid.uuid4())
+        grant = None if live is None else live.grant
+        record = decision_record(self.policy, decision_id, asked, permit, grant, refusal)
         try:
-            self._audit.write(decision_record(self.policy, decision_id, asked, permit, live, refusal))
+            self._audit.write(record)
         except AuditError as error:
-            return Verdict(decision_id, permit, None, Failure(FailureCode.AUDIT_FAILED, str(error)))
-        return Verdict(decision_id, permit, live, refusal)
+            failure = Failure(FailureCode.AUDIT_FAILED, str(error))
+            return Verdict(decision_record(self.policy, decision_id, asked, permit, None, failure), permit, None)
+        return Verdict(record, permit, live)
 
-    def is_live(self, live: LiveGrant) -> bool:
-        """Tell whether a grant is still what is open for its key."""
-        return self.ledger.find(live.key, self._clock()) is not None
+    def is_live(self, key: Key) -> bool:
+        """Tell whether a grant for this key is open."""
+        return self.ledger.find(key, self._clock()) is not None
+
+    def unreachable(self, key: Key) -> None:
+        """Note that a grant's pinned address cannot be reached: the next request looks for another."""
+        live = self.ledger.find(key, self._clock())
+        if live is not None:
+            live.fresh_until = 0.0
 
     def end_due(self) -> None:
         """End the grants whose time is over."""
@@ -193,14 +188,16 @@ class Authorizer:
         except AuditError as error:
             return Failure(FailureCode.AUDIT_FAILED, str(error))
         port = live.grant.destination.port
+        # An element that several grants share lives until the last of them ends.
+        lasting: dict[Key, tuple[LiveGrant, list[tuple[Address, int]]]] = {}
+        for address in addresses:
+            other = self.ledger.last_holder(address, port)
+            last = live if other is None or other.deadline < live.deadline else other
+            lasting.setdefault(last.key, (last, []))[1].append((address, port))
         try:
-            for address in addresses:
-                # An element that several grants share lives until the last of them ends.
-                other = self.ledger.last_holder(address, port)
-                last = live if other is None or other.deadline < live.deadline else other
-                await self._elements.insert(
-                    DEVELOPER_SANDBOX, [(address, port)], last.deadline - self._clock(), element_comment(last.grant)
-                )
+            for last, elements in lasting.values():
+                timeout = last.deadline - self._clock()
+                await self._elements.insert(DEVELOPER_SANDBOX, elements, timeout, element_comment(last.grant))
         except FirewallError as error:
             if self.ledger.find(live.key, self._clock()) is None:
                 self._record_end("revoke", live.grant, f"the kernel did not take it: {error}")

@@ -1,0 +1,115 @@
+"""What the audit log says of a decision and of a grant."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from egress_policy.audit import Record, timestamp
+from egress_policy.caller import Caller
+from egress_policy.decision import Permit
+from egress_policy.denial import Deny, Refusal
+from egress_policy.grant import Grant
+from egress_policy.http_request import AccessRequest
+from egress_policy.policy import DEFAULT_INTENT, Policy
+from egress_policy.scope import Scope, ScopeError, parse_scope
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request as it was asked, also where it could not be read as one: then the rest is what the client wrote."""
+
+    caller: Caller
+    request: AccessRequest | Deny
+    method: str | None = None
+    host: str | None = None
+    port: int | None = None
+    path: str | None = None
+
+
+def decision_record(
+    policy: Policy, decision_id: str, asked: Asked, permit: Permit | None, grant: Grant | None, refusal: Refusal | None
+) -> Record:
+    """Describe one decision: who asked for what, and what came of it. No query strings and no other fields."""
+    caller, request = asked.caller, asked.request
+    read = request if isinstance(request, AccessRequest) else None
+    scope = _claim(policy, read)
+    return Record(
+        time=timestamp(datetime.now(UTC)),
+        event="decision",
+        id=decision_id,
+        agent=caller.agent,
+        uid=caller.uid,
+        source=None if caller.source is None else str(caller.source),
+        scope=None if scope is None else scope.name,
+        intent=None if scope is None else scope.intent or DEFAULT_INTENT,
+        claimed_agent=None if scope is None else scope.agent,
+        reason=None if scope is None else scope.reason,
+        method=(read.method if read is not None else asked.method) or None,
+        host=str(read.destination.host) if read is not None else asked.host,
+        port=read.destination.port if read is not None else asked.port,
+        path=(read.path if read is not None else asked.path) or None,
+        addresses=() if grant is None else tuple(str(address) for address in grant.addresses),
+        trust=None if read is None else policy.level_of(read.destination),
+        outcome=_outcome(refusal),
+        code=None if refusal is None else refusal.code.value,
+        detail=None if refusal is None else refusal.detail,
+        ttl=None if permit is None or refusal is not None else int(permit.ttl.total_seconds()),
+        expires=None if grant is None or refusal is not None else timestamp(grant.expires),
+    )
+
+
+def grant_record(event: str, grant: Grant, detail: str | None = None) -> Record:
+    """Describe a grant's beginning (`grant`) or end (`expire`, `revoke`)."""
+    return Record(
+        time=timestamp(datetime.now(UTC)),
+        event=event,
+        id=grant.id,
+        agent=grant.agent,
+        scope=grant.scope,
+        intent=grant.intent,
+        host=str(grant.destination.host),
+        port=grant.destination.port,
+        addresses=tuple(str(address) for address in grant.addresses),
+        detail=detail,
+        ttl=int((grant.expires - grant.issued).total_seconds()),
+        expires=timestamp(grant.expires),
+    )
+
+
+def policy_record(detail: str) -> Record:
+    """Describe which policy is in force from now on."""
+    return Record(time=timestamp(datetime.now(UTC)), event="policy", detail=detail)
+
+
+def element_comment(grant: Grant) -> str:
+    """Name a grant in the kernel: `<grant id> <scope> <host>`."""
+    return f"{grant.id} {grant.scope} {grant.destination.host}"
+
+
+def destination_of(record: Record) -> str | None:
+    """Give a record's destination as `host:port`."""
+    if record.host is None or record.port is None:
+        return record.host
+    return f"[{record.host}]:{record.port}" if record.host.count(":") > 1 else f"{record.host}:{record.port}"
+
+
+def _claim(policy: Policy, request: AccessRequest | None) -> Scope | None:
+    """Read the scope that a request claims, or its sender's default, as far as it can be read."""
+    if request is None:
+        return None
+    if not request.scope_fields:
+        agent = policy.agents.get(request.agent or "")
+        return None if agent is None or agent.default_scope is None else Scope(agent.default_scope)
+    try:
+        return parse_scope(request.scope_fields)
+    except ScopeError:
+        return None
+
+
+def _outcome(refusal: Refusal | None) -> str:
+    match refusal:
+        case None:
+            return "permit"
+        case Deny():
+            return "deny"
+        case _:
+            return "fail"
