@@ -41,6 +41,7 @@ class Callers:
     def identify(self, client: Endpoint, redirected_to: int, protocol: Protocol = Protocol.TCP) -> Caller:
         """Tell who sent what reached our port `redirected_to` from `client`. Raises SocketOwnerError.
 
+        `redirected_to` is the port that our own socket is bound to, not the one that the client wanted to reach.
         A process of this host is never known by its address: it may take any that the host has.
         """
         address = plain_address(client[0])
