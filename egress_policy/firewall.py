@@ -1,0 +1,296 @@
+"""The only speaker of nftables: loads the ruleset, inserts, deletes and lists the elements of timed sets.
+
+The static ruleset is `egress.nft`, a text. What the policy fills in is put around it, and nft(8) loads all of it
+in one transaction. Elements that change while the proxy runs go over netlink, each transaction acknowledged.
+"""
+
+import asyncio
+import errno
+import ipaddress
+import json
+import os
+import shutil
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyroute2 import AsyncNFTSocket
+from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.nfnetlink import nfgen_msg
+from pyroute2.netlink.nfnetlink.nftsocket import (
+    NFT_MSG_DELSETELEM,
+    NFT_MSG_NEWSETELEM,
+    nft_set_elem_list_msg,
+)
+
+from egress_policy.destination import Address, Network
+from egress_policy.policy import Range
+
+TABLE = "egress-policy"
+DEVELOPER_SANDBOX = "developer-sandbox"
+KNOWN_GOOD_DOMAINS = "known-good-domains"
+
+MAX_COMMENT = 128
+"""Bytes of comment that nftables keeps with an element."""
+MAX_TIMEOUT = 24 * 3600.0
+
+_RULESET = Path(__file__).with_name("egress.nft")
+_PATIENCE = 3.0
+# 3,000 elements in one batch make pyroute2 raise struct.error; 1,000 work.
+_BATCH = 250
+_NFPROTO_INET = 1
+_NFNL_SUBSYS_NFTABLES = 10
+_NFNL_MSG_BATCH_BEGIN = 16
+_NFNL_MSG_BATCH_END = 17
+
+type Socket = tuple[Address, int]
+type _Attributes = list[tuple[str, object]]
+
+
+class FirewallError(Exception):
+    """The kernel or nft(8) did not do what was asked: the message says why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """What the policy fills into the static ruleset. Ranges include both ends.
+
+    `loopback` pairs a range of uids with a range of local ports; `agent_links` the link that an agent's packets
+    come from with its source; `known_good` is what the kernel passes by itself, on one port each.
+    """
+
+    proxy_uid: int
+    proxy_port: int
+    dns_port: int
+    proxy_ports: tuple[int, ...]
+    agent_uids: tuple[Range, ...] = ()
+    agent_links: tuple[tuple[str, Network], ...] = ()
+    loopback: tuple[tuple[Range, Range], ...] = ()
+    known_good: tuple[tuple[Network, int], ...] = ()
+    known_bad: tuple[Network, ...] = ()
+    nameservers: tuple[Socket, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """An element of a timed set, with the seconds that it has left."""
+
+    address: Address
+    port: int
+    comment: str
+    remaining: float
+
+
+def compose(ruleset: Ruleset) -> str:
+    """Compose the text that nft(8) loads: definitions, the static ruleset, the static sets' elements."""
+    ports = ", ".join(str(port) for port in ruleset.proxy_ports)
+    definitions = (
+        f"define proxy_uid = {ruleset.proxy_uid}\n"
+        f"define proxy_port = {ruleset.proxy_port}\n"
+        f"define dns_port = {ruleset.dns_port}\n"
+        f"define proxy_ports = {{ {ports} }}\n"
+    )
+    return definitions + _RULESET.read_text() + "".join(_elements(ruleset))
+
+
+def apply(ruleset: Ruleset) -> None:
+    """Load the ruleset and the static sets in one transaction; timed elements stay. Raises FirewallError."""
+    _nft(["-f", "-"], compose(ruleset))
+
+
+def is_loaded() -> bool:
+    """Tell whether the ruleset is in the kernel. Raises FirewallError where nobody can tell."""
+    listed = json.loads(_nft(["--json", "list", "tables", "inet"]))
+    return any(one.get("table", {}).get("name") == TABLE for one in listed["nftables"])
+
+
+def list_elements(name: str) -> list[Element]:
+    """List a timed set's elements, of both families. Raises FirewallError."""
+    return [*_list_one(name), *_list_one(f"{name}-ipv6")]
+
+
+class Elements:
+    """Inserts and deletes elements of timed sets; each call is one transaction, acknowledged before it returns.
+
+    A set's name is that of its IPv4 half; an IPv6 address goes into the set of the same name with `-ipv6`.
+    """
+
+    def __init__(self) -> None:
+        self._socket: AsyncNFTSocket | None = None
+        self._turn = asyncio.Lock()
+
+    async def insert(self, name: str, sockets: Sequence[Socket], timeout: float, comment: str) -> None:
+        """Insert elements with a timeout (seconds, at most 24 h), or give them anew to elements already there.
+
+        Adding an element again with the same timeout would not refresh it; add, delete and add in one
+        transaction does, and no packet sees it missing. Raises FirewallError, and ValueError for the timeout.
+        """
+        if not 0 < timeout <= MAX_TIMEOUT:
+            raise ValueError(f"a timeout of {timeout} seconds is not between 0 and 24 hours")
+        for batch in _batches(name, sockets):
+            added = [(NFT_MSG_NEWSETELEM, _message(*part, timeout, comment)) for part in batch]
+            removed = [(NFT_MSG_DELSETELEM, _message(*part)) for part in batch]
+            await self._transact([*added, *removed, *added])
+
+    async def delete(self, name: str, sockets: Sequence[Socket]) -> None:
+        """Delete elements; one that is not there is not missed. Raises FirewallError."""
+        for batch in _batches(name, sockets):
+            # Deleting what is not there would fail the transaction: it is added first.
+            added = [(NFT_MSG_NEWSETELEM, _message(*part, 1.0)) for part in batch]
+            removed = [(NFT_MSG_DELSETELEM, _message(*part)) for part in batch]
+            await self._transact([*added, *removed])
+
+    async def _transact(self, messages: Sequence[tuple[int, _Attributes]]) -> None:
+        async with self._turn:
+            try:
+                # Without CAP_NET_ADMIN pyroute2 waits for ever for an answer that it does not recognise.
+                async with asyncio.timeout(_PATIENCE):
+                    await self._send(messages)
+            except (OSError, NetlinkError) as error:
+                self._close()
+                raise FirewallError(_why(error)) from error
+
+    async def _send(self, messages: Sequence[tuple[int, _Attributes]]) -> None:
+        if self._socket is None:
+            self._socket = AsyncNFTSocket()
+            await self._socket.setup_endpoint()
+        async for _ in self._socket.nlm_request_batch(
+            [_bound(_NFNL_MSG_BATCH_BEGIN), *(_request(*one) for one in messages), _bound(_NFNL_MSG_BATCH_END)]
+        ):
+            pass
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
+
+
+def _batches(name: str, sockets: Sequence[Socket]) -> Iterator[list[tuple[str, list[Socket]]]]:
+    """Split into transactions, each with its set for IPv4 and that for IPv6."""
+    for start in range(0, len(sockets), _BATCH):
+        families: dict[str, list[Socket]] = defaultdict(list)
+        for address, port in sockets[start : start + _BATCH]:
+            families[name if address.version == 4 else f"{name}-ipv6"].append((address, port))
+        yield list(families.items())
+
+
+def _message(name: str, sockets: Sequence[Socket], timeout: float | None = None, comment: str = "") -> _Attributes:
+    return [
+        ("NFTA_SET_ELEM_LIST_TABLE", TABLE),
+        ("NFTA_SET_ELEM_LIST_SET", name),
+        ("NFTA_SET_ELEM_LIST_ELEMENTS", [_element(socket, timeout, comment) for socket in sockets]),
+    ]
+
+
+def _element(socket: Socket, timeout: float | None, comment: str) -> dict[str, _Attributes]:
+    address, port = socket
+    # Every field of a concatenated key is padded to a multiple of 4 bytes.
+    key = address.packed + port.to_bytes(2) + bytes(2)
+    attributes: _Attributes = [("NFTA_SET_ELEM_KEY", {"attrs": [("NFTA_DATA_VALUE", key)]})]
+    if timeout is not None:
+        attributes.append(("NFTA_SET_ELEM_TIMEOUT", max(1, int(timeout * 1000))))
+    if comment:
+        cut = comment.encode()[: MAX_COMMENT - 1].decode(errors="ignore")
+        attributes.append(("NFTA_SET_ELEM_USERDATA", [("NFTNL_UDATA_SET_ELEM_COMMENT", cut)]))
+    return {"attrs": attributes}
+
+
+def _request(kind: int, attributes: _Attributes) -> nft_set_elem_list_msg:
+    message = nft_set_elem_list_msg()
+    message["nfgen_family"] = _NFPROTO_INET
+    message["attrs"] = attributes
+    message["header"]["type"] = _NFNL_SUBSYS_NFTABLES << 8 | kind
+    message["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK | (NLM_F_CREATE if kind == NFT_MSG_NEWSETELEM else 0)
+    return message
+
+
+def _bound(kind: int) -> nfgen_msg:
+    message = nfgen_msg()
+    message["res_id"] = _NFNL_SUBSYS_NFTABLES
+    message["header"]["type"] = kind
+    message["header"]["flags"] = NLM_F_REQUEST
+    return message
+
+
+def _why(error: Exception) -> str:
+    code = error.code if isinstance(error, NetlinkError) else getattr(error, "errno", None)
+    match code:
+        case errno.EPERM:
+            return "the kernel refused to change the nftables set: this process needs CAP_NET_ADMIN"
+        case errno.ENOENT:
+            return "the nftables set is not in the kernel: run `egress-policy apply`"
+        case errno.ENFILE | errno.ENOSPC:
+            return "the nftables set is full"
+    if isinstance(error, TimeoutError):
+        return f"the kernel did not acknowledge the change within {_PATIENCE:.0f} seconds: is CAP_NET_ADMIN missing?"
+    return f"the kernel did not take the change: {error}"
+
+
+def _nft(arguments: Sequence[str], text: str | None = None) -> str:
+    program = shutil.which("nft", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if program is None:
+        raise FirewallError("nft(8) is not installed: install the package `nftables`")
+    done = subprocess.run([program, *arguments], input=text, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return done.stdout
+    complaint = done.stderr.strip()
+    if "Operation not permitted" in complaint or "must be root" in complaint:
+        raise FirewallError("nft(8) may not change the firewall: run as root, or with CAP_NET_ADMIN")
+    if "Protocol not supported" in complaint or "cache initialization failed" in complaint:
+        raise FirewallError(f"the kernel has no nftables: load the module nf_tables ({complaint.splitlines()[0]})")
+    if "No such file or directory" in complaint:
+        raise FirewallError("the ruleset is not in the kernel: run `egress-policy apply`")
+    raise FirewallError(f"nft(8) did not take the ruleset; nothing was changed:\n{complaint[:2000]}")
+
+
+def _list_one(name: str) -> Iterator[Element]:
+    listed = json.loads(_nft(["--json", "list", "set", "inet", TABLE, name]))
+    for entry in listed["nftables"]:
+        for one in entry.get("set", {}).get("elem", ()):
+            element = one["elem"]
+            address, port = element["val"]["concat"]
+            yield Element(
+                ipaddress.ip_address(address), int(port), element.get("comment", ""), float(element.get("expires", 0))
+            )
+
+
+def _elements(ruleset: Ruleset) -> Iterator[str]:
+    yield from _add("agent-uids", (_range(uids) for uids in ruleset.agent_uids))
+    yield from _add("agent-loopback", (f"{_range(uids)} . {_range(ports)}" for uids, ports in ruleset.loopback))
+    yield from _add("agent-links", sorted({f'"{link}"' for link, _ in ruleset.agent_links}))
+    for suffix, version in (("", 4), ("-ipv6", 6)):
+        sources = [(link, network) for link, network in ruleset.agent_links if network.version == version]
+        yield from _add(f"agent-sources{suffix}", (str(network) for network in _collapsed(n for _, n in sources)))
+        yield from _add(f"agent-link-sources{suffix}", (f'"{link}" . {network}' for link, network in sources))
+        nameservers = [one for one in ruleset.nameservers if one[0].version == version]
+        yield from _add(f"nameservers{suffix}", (f"{address} . {port}" for address, port in nameservers))
+    for suffix, version in (("-ipv4", 4), ("-ipv6", 6)):
+        good: dict[int, list[Network]] = defaultdict(list)
+        for network, port in ruleset.known_good:
+            if network.version == version:
+                good[port].append(network)
+        # Overlapping entries would be refused in a set with several fields.
+        yield from _add(
+            f"known-good{suffix}",
+            (f"{network} . {port}" for port, networks in good.items() for network in _collapsed(networks)),
+        )
+        bad = _collapsed(network for network in ruleset.known_bad if network.version == version)
+        yield from _add(f"known-bad{suffix}", (str(network) for network in bad))
+
+
+def _add(name: str, elements: Iterable[str]) -> Iterator[str]:
+    listed = ",\n".join(elements)
+    if listed:
+        yield f"add element inet {TABLE} {name} {{\n{listed}\n}}\n"
+
+
+def _collapsed(networks: Iterable[Network]) -> Iterable[Network]:
+    return ipaddress.collapse_addresses(networks)  # type: ignore[type-var]  # callers pass one family at a time
+
+
+def _range(ends: Range) -> str:
+    low, high = ends
+    return str(low) if low == high else f"{low}-{high}"
