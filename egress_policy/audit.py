@@ -86,6 +86,14 @@ def timestamp(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def parse_timestamp(text: str) -> datetime:
+    """Read what timestamp() wrote. Raises ValueError."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"{text!r} has no time zone")
+    return moment
+
+
 class AuditLog:
     """Appends records to a file, or with `-` to standard output. Raises AuditError if it cannot be opened."""
 
@@ -239,10 +247,9 @@ def _ends_after(record: Record, now: datetime) -> bool:
     if record.expires is None:
         return False
     try:
-        expires = datetime.fromisoformat(record.expires)
+        return parse_timestamp(record.expires) > now
     except ValueError:
         return False
-    return expires.tzinfo is not None and expires > now
 
 
 def _bounded(record: Record) -> Record:

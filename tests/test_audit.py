@@ -15,7 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from egress_policy.audit import AuditError, AuditLog, Record, live_grants, read_records, timestamp
+from egress_policy.audit import (
+    AuditError,
+    AuditLog,
+    Record,
+    live_grants,
+    parse_timestamp,
+    read_records,
+    timestamp,
+)
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 LATER = timestamp(NOW + timedelta(hours=1))
@@ -102,6 +110,7 @@ def test_a_field_that_does_not_apply_is_absent(path: Path) -> None:
 def test_times_are_utc_with_milliseconds() -> None:
     elsewhere = datetime(2026, 3, 1, 14, 0, 0, 123999, tzinfo=timezone(timedelta(hours=2)))
     assert timestamp(elsewhere) == "2026-03-01T12:00:00.123Z"
+    assert parse_timestamp(timestamp(NOW)) == NOW
 
 
 @pytest.mark.parametrize(
