@@ -1,0 +1,200 @@
+"""`egress-policy doctor`: what is missing on this host, and what to do about it."""
+
+import grp
+import json
+import os
+import pwd
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import click
+
+from egress_policy.accounts import AccountError, proxy_uid, resolve_agents
+from egress_policy.firewall import FirewallError, is_loaded
+from egress_policy.policy import Policy
+from egress_policy.policy_file import PolicyFileError, load_policy
+from egress_policy.resolver import ResolutionFailedError, system_nameservers
+
+_LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp, proc(5)
+_PRIVILEGED_GROUPS = {"root", "sudo", "wheel", "docker", "lxd", "libvirt", "disk", "shadow", "netdev"}
+
+
+class Result(StrEnum):
+    """How a check went. A warning weakens the policy; a failure means that it is not in force."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check: what was found, and where it is not well, what to do."""
+
+    check: str
+    result: Result
+    finding: str
+    remedy: str = ""
+
+
+@click.command(epilog="Example: egress-policy doctor --policy /etc/egress-policy/policy.yaml")
+@click.option("--policy", default="/etc/egress-policy/policy.yaml", show_default=True, help="The policy file.")
+@click.option("--audit", default="/var/log/egress-policy/audit.jsonl", show_default=True, help="The audit log.")
+@click.option("--confdir", default="/var/lib/egress-policy/ca", show_default=True, help="Where the proxy keeps its CA.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
+def doctor(policy: str, audit: str, confdir: str, as_json: bool) -> None:
+    """Check this host from the policy file to the listening proxy. Exit status 1 if something is missing."""
+    findings = list(_examine(Path(policy), Path(audit), Path(confdir)))
+    if as_json:
+        json.dump([asdict(finding) for finding in findings], sys.stdout, indent=2)
+        click.echo()
+    else:
+        for finding in findings:
+            mark = {Result.OK: "ok     ", Result.WARNING: "warning", Result.FAILED: "FAILED "}[finding.result]
+            click.echo(f"{mark}  {finding.check}: {finding.finding}")
+            if finding.remedy:
+                click.echo(f"         → {finding.remedy}")
+    if any(finding.result is Result.FAILED for finding in findings):
+        sys.exit(1)
+
+
+def _examine(path: Path, audit: Path, confdir: Path) -> Iterator[Finding]:
+    yield _programs()
+    yield _ruleset()
+    try:
+        policy = load_policy(path)
+    except PolicyFileError as error:
+        count = len(error.errors)
+        yield Finding("policy", Result.FAILED, f"{path}: {error.errors[0]}", f"egress-policy check shows all {count}")
+        return
+    yield Finding("policy", Result.OK, f"{path} is valid")
+    try:
+        uid = proxy_uid(policy)
+        agents = resolve_agents(policy)
+    except AccountError as error:
+        yield Finding("accounts", Result.FAILED, str(error))
+        return
+    yield Finding("accounts", Result.OK, f"the proxy is uid {uid}; {len(agents)} ranges of agents' uids")
+    yield from _agents_groups(agents)
+    yield _listener(policy, uid)
+    yield _authority(confdir)
+    yield _audit_log(audit, uid)
+    yield _nameservers(policy)
+    yield _name_service()
+
+
+def _programs() -> Finding:
+    missing = [name for name in ("nft", "ip") if shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None]
+    if missing:
+        return Finding("programs", Result.FAILED, f"not found: {', '.join(missing)}", "install nftables and iproute2")
+    return Finding("programs", Result.OK, "nft and ip are installed")
+
+
+def _ruleset() -> Finding:
+    try:
+        loaded = is_loaded()
+    except FirewallError as error:
+        return Finding("ruleset", Result.FAILED, str(error))
+    if not loaded:
+        return Finding("ruleset", Result.FAILED, "it is not in the kernel: agents are not held", "run egress-policy apply")
+    return Finding("ruleset", Result.OK, "table inet egress-policy is in the kernel")
+
+
+def _agents_groups(agents: list[tuple[int, int, str]]) -> Iterator[Finding]:
+    for low, high, agent in agents:
+        for account in (entry for entry in pwd.getpwall() if low <= entry.pw_uid <= high):
+            groups = {grp.getgrgid(gid).gr_name for gid in _groups_of(account) if _group_exists(gid)}
+            privileged = sorted(groups & _PRIVILEGED_GROUPS)
+            if privileged:
+                yield Finding(
+                    f"agent {agent}",
+                    Result.WARNING,
+                    f"{account.pw_name} is in {', '.join(privileged)}: it could act as another user, past the policy",
+                    f"gpasswd -d {account.pw_name} {privileged[0]}",
+                )
+
+
+def _groups_of(account: pwd.struct_passwd) -> list[int]:
+    return os.getgrouplist(account.pw_name, account.pw_gid)
+
+
+def _group_exists(gid: int) -> bool:
+    try:
+        grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return True
+
+
+def _listener(policy: Policy, uid: int) -> Finding:
+    owners = set(_listeners(policy.proxy.port))
+    if not owners:
+        return Finding(
+            "proxy", Result.FAILED, f"nobody listens on port {policy.proxy.port}: agents are refused", "start mitmdump -s addons/scope.py"
+        )
+    if owners != {uid}:
+        return Finding("proxy", Result.FAILED, f"uid {min(owners - {uid})} listens on its port {policy.proxy.port}", "stop that process")
+    return Finding("proxy", Result.OK, f"listens on port {policy.proxy.port}")
+
+
+def _listeners(port: int) -> Iterator[int]:
+    """Yield the uids that listen on a TCP port, from /proc/net/tcp and tcp6 (proc(5))."""
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            columns = line.split()
+            if columns[3] == _LISTEN and int(columns[1].rpartition(":")[2], 16) == port:
+                yield int(columns[7])
+
+
+def _authority(confdir: Path) -> Finding:
+    certificate, key = confdir / "mitmproxy-ca-cert.pem", confdir / "mitmproxy-ca.pem"
+    try:
+        if not certificate.exists():
+            return Finding("CA", Result.FAILED, f"{certificate} is missing", "README, 'On a host', says how to make it")
+        if key.exists() and key.stat().st_mode & 0o077:
+            return Finding("CA", Result.WARNING, f"{key} can be read by others", f"chmod 600 {key}")
+    except PermissionError:
+        return Finding("CA", Result.WARNING, f"{confdir} cannot be looked at", "run doctor as root")
+    return Finding("CA", Result.OK, f"{certificate} is there")
+
+
+def _audit_log(audit: Path, uid: int) -> Finding:
+    place = audit if audit.exists() else audit.parent
+    if not place.exists():
+        return Finding("audit", Result.FAILED, f"{place} does not exist", f"install -d -o {uid} -m 750 {place}")
+    if place.stat().st_uid != uid:
+        return Finding("audit", Result.FAILED, f"{place} is not the proxy's: it could not write", f"chown {uid} {place}")
+    return Finding("audit", Result.OK, f"{place} is the proxy's")
+
+
+def _nameservers(policy: Policy) -> Finding:
+    try:
+        found = policy.resolver.nameservers or system_nameservers()
+    except ResolutionFailedError as error:
+        return Finding("resolver", Result.FAILED, str(error))
+    if not found:
+        return Finding("resolver", Result.FAILED, "no name servers are known", "name them under resolver.nameservers")
+    return Finding("resolver", Result.OK, ", ".join(f"{address} port {port}" for address, port in found))
+
+
+def _name_service() -> Finding:
+    check = "name service"
+    try:
+        lines = Path("/etc/nsswitch.conf").read_text().splitlines()
+    except OSError:
+        return Finding(check, Result.OK, "no /etc/nsswitch.conf")
+    hosts = next((line.split() for line in lines if line.startswith("hosts:")), [])
+    if "resolve" in hosts:
+        # nss-resolve(8) asks systemd-resolved over a Unix socket: no port-53 rule sees that.
+        return Finding(
+            check, Result.WARNING, "/etc/nsswitch.conf has `resolve`: agents' look-ups go past the policy's DNS", "use `dns` there"
+        )
+    return Finding(check, Result.OK, "agents' look-ups go over port 53")
