@@ -80,7 +80,11 @@ class Connections:
             del opened.cleared[upstream]
         handler = self._proxyserver.connections.get(opened.client.id)
         for peer, transport in () if handler is None else tuple(handler.transports.items()):
-            if isinstance(peer, connection.Server) and peer.address in upstreams and transport.handler is not None:
+            if (
+                isinstance(peer, connection.Server)
+                and peer.address in upstreams
+                and transport.handler is not None
+            ):
                 transport.handler.cancel("grant ended")
 
 

@@ -12,7 +12,7 @@ from egress_policy.name_server import SYNTHETIC_TTL, Question, Reply, SyntheticA
 from egress_policy.policy import Policy
 from egress_policy.resolver import ResolutionFailedError
 
-_FAMILY = {types.A: ipaddress.IPv4Address, types.AAAA: ipaddress.IPv6Address}
+_VERSION = {types.A: 4, types.AAAA: 6}
 
 
 async def answer(
@@ -24,7 +24,7 @@ async def answer(
     question = query.questions[0]
     if question.class_ != classes.IN:
         return query.fail(response_codes.REFUSED)
-    reply, _why = reply_to(policy, Question(question.name, question.type in _FAMILY))
+    reply, _why = reply_to(policy, Question(question.name, question.type in _VERSION))
     match reply:
         case Reply.REFUSE:
             return query.fail(response_codes.REFUSED)
@@ -51,11 +51,10 @@ def _addresses(
     query: dns.DNSMessage, addresses: tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, ...], ttl: int
 ) -> dns.DNSMessage:
     question = query.questions[0]
-    family = _FAMILY[question.type]
     return query.succeed(
         [
             dns.ResourceRecord(question.name, question.type, classes.IN, ttl, address.packed)
             for address in addresses
-            if isinstance(address, family)
+            if address.version == _VERSION[question.type]
         ]
     )

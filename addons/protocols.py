@@ -55,4 +55,6 @@ def choose(
 
 
 def _could_be_http(data: bytes) -> bool:
-    return re.match(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}( |$)", data[:34]) is not None and not data.startswith(b"SSH-")
+    return re.match(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}( |$)", data[:34]) is not None and not data.startswith(
+        b"SSH-"
+    )

@@ -69,9 +69,13 @@ NEEDLESS_ADDONS = (
 
 def refused(options: optmanager.OptManager) -> list[str]:
     """List what the command line or config.yaml set and may not: the name, and why."""
-    changed: Iterable[str] = (name for name in options.keys() if options.has_changed(name))
+    changed: Iterable[str] = (name for name in sorted(options.keys()) if options.has_changed(name))
     return [
-        *(f"option {name} may not be set: it could let traffic pass unchecked" for name in changed if name not in _USER | _OWN),
+        *(
+            f"option {name} may not be set: it could let traffic pass unchecked"
+            for name in changed
+            if name not in _USER | _OWN
+        ),
         *(f"option {name} does not exist" for name in options.deferred),
         *("only one script may run, addons/scope.py" for _ in options.scripts[1:]),
     ]

@@ -11,15 +11,15 @@ import sys
 from collections.abc import Coroutine
 from typing import Any, NoReturn
 
+from mitmproxy import addonmanager, connection, ctx, dns, http, tls
+from mitmproxy.net.dns import response_codes
+from mitmproxy.proxy import layer, server_hooks
+
 import connections
 import dns_replies
 import protocols
 import safe_options
 import start_up
-from mitmproxy import addonmanager, connection, ctx, dns, http, tls
-from mitmproxy.net.dns import response_codes
-from mitmproxy.proxy import layer, server_hooks
-
 from egress_policy.authorizer import Verdict
 from egress_policy.denial import Deny, DenyCode
 from egress_policy.destination import Destination, InvalidHostError, parse_name
@@ -64,7 +64,9 @@ class Scope:
             if not_allowed:
                 _exit("; ".join(not_allowed))
             self._running = start_up.start(ctx.options, self._grant_ended)
-            ctx.options.update(**safe_options.SAFE, mode=list(self._running.modes), confdir=ctx.options.confdir)
+            ctx.options.update(
+                **safe_options.SAFE, mode=list(self._running.modes), confdir=ctx.options.confdir
+            )
         except start_up.StartError as error:
             _exit(str(error))
         except BaseException as error:  # noqa: BLE001 - mitmproxy would run on without us
@@ -140,7 +142,8 @@ class Scope:
         request: AccessRequest | Deny = AccessRequest(opened.caller.agent, destination, (), "", "", None)
         if any(kind == _ENCRYPTED_CLIENT_HELLO for kind, _ in data.client_hello.extensions):
             opened.refusal = Deny(
-                DenyCode.DESTINATION_MISMATCH, "an encrypted ClientHello hides the server's name, by which it is inspected"
+                DenyCode.DESTINATION_MISMATCH,
+                "an encrypted ClientHello hides the server's name, by which it is inspected",
             )
             request = opened.refusal
         asked = Asked(opened.caller, request, host=name, port=opened.port)
@@ -164,7 +167,11 @@ class Scope:
     def server_connect_error(self, data: server_hooks.ServerConnectionHookData) -> None:
         """Have the next request look for another address of the grant."""
         opened = self._connections.get(data.client)
-        key = None if opened is None or data.server.address is None else opened.cleared.get(data.server.address[:2])
+        key = (
+            None
+            if opened is None or data.server.address is None
+            else opened.cleared.get(data.server.address[:2])
+        )
         if key is not None:
             self._started.authorizer.unreachable(key)
 
@@ -174,7 +181,9 @@ class Scope:
         """Deny CONNECT: in a transparent proxy nobody needs it."""
         flow.response = _undecided()
         opened = self._connection(flow.client_conn, flow.server_conn)
-        deny = Deny(DenyCode.REQUEST_MALFORMED, "CONNECT is for forward proxies: connect to the destination itself")
+        deny = Deny(
+            DenyCode.REQUEST_MALFORMED, "CONNECT is for forward proxies: connect to the destination itself"
+        )
         flow.response = _refusal_response(flow, self._refuse(_asked(opened, flow, deny), deny))
 
     async def requestheaders(self, flow: http.HTTPFlow) -> None:
@@ -234,7 +243,9 @@ class Scope:
 
     def _cut_body(self, opened: connections.ClientConnection, asked: Asked, limit: int) -> None:
         if opened.refusal is None:
-            opened.refusal = Deny(DenyCode.BODY_TOO_LARGE, f"the body grew beyond the {limit} bytes that the intent allows")
+            opened.refusal = Deny(
+                DenyCode.BODY_TOO_LARGE, f"the body grew beyond the {limit} bytes that the intent allows"
+            )
             self._refuse(asked, opened.refusal)
             self._connections.cut(opened.client)
 
@@ -304,7 +315,9 @@ class Scope:
             flow.request, started.authorizer.policy, started.known_good, self._synthetic
         )
 
-    def _connection(self, client: connection.Client, server: connection.Server) -> connections.ClientConnection:
+    def _connection(
+        self, client: connection.Client, server: connection.Server
+    ) -> connections.ClientConnection:
         """Return what is known of a client's connection; its caller is looked up once, when it opens."""
         opened = self._connections.get(client)
         if opened is None:
@@ -365,7 +378,10 @@ def _asked(opened: connections.ClientConnection, flow: http.HTTPFlow, request: A
 
 
 def _leads_to(live: LiveGrant, upstream: connections.Socket) -> bool:
-    return any(connections.upstream_socket(address, live.grant.destination.port) == upstream for address in live.grant.addresses)
+    return any(
+        connections.upstream_socket(address, live.grant.destination.port) == upstream
+        for address in live.grant.addresses
+    )
 
 
 def _clean(request: http.Request) -> None:

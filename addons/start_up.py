@@ -86,7 +86,7 @@ def start(settings: options.Options, on_end: Callable[[LiveGrant], None]) -> Sta
 
 def _take_over(authorizer: Authorizer, path: str) -> None:
     """Enter the grants that the kernel still holds and the log explains; close what it does not explain."""
-    records = () if path == "-" else read_records(Path(path))
+    records = () if path == "-" else read_records(path)
     held = list_elements(DEVELOPER_SANDBOX)
     grants, unexplained = match(records, held, datetime.now(UTC))
     for one in grants:
@@ -107,7 +107,11 @@ def _modes(policy: Policy, settings: options.Options) -> tuple[str, ...]:
     port = settings.listen_port or policy.proxy.port
     web = f"transparent@{host}:{port}" if host else f"transparent@{port}"
     links = {agent.interface for agent in policy.agents.values() if agent.interface is not None}
-    addresses = ["127.0.0.1", *(["::1"] if _has_ipv6() else []), *(found for link in sorted(links) for found in _addresses_of(link))]
+    addresses = [
+        "127.0.0.1",
+        *(["::1"] if _has_ipv6() else []),
+        *(found for link in sorted(links) for found in _addresses_of(link)),
+    ]
     return (web, *(f"dns@{address}:{policy.proxy.dns_port}" for address in addresses))
 
 
@@ -121,7 +125,14 @@ def _has_ipv6() -> bool:
 
 
 def _addresses_of(link: str) -> list[str]:
-    shown = subprocess.run(["ip", "-json", "address", "show", "dev", link], capture_output=True, text=True, check=False)  # noqa: S607 - found on PATH, as root set it
+    shown = subprocess.run(
+        ["ip", "-json", "address", "show", "dev", link], capture_output=True, text=True, check=False
+    )
     if shown.returncode:
         raise StartError(f"the link {link} of the policy's agents: {shown.stderr.strip() or 'not found'}")
-    return [entry["local"] for one in json.loads(shown.stdout) for entry in one.get("addr_info", []) if entry["scope"] == "global"]
+    return [
+        entry["local"]
+        for one in json.loads(shown.stdout)
+        for entry in one.get("addr_info", [])
+        if entry["scope"] == "global"
+    ]

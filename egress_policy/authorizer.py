@@ -93,7 +93,9 @@ class Authorizer:
             self._audit.write(record)
         except AuditError as error:
             failure = Failure(FailureCode.AUDIT_FAILED, str(error))
-            return Verdict(decision_record(self.policy, decision_id, asked, permit, None, failure), permit, None)
+            return Verdict(
+                decision_record(self.policy, decision_id, asked, permit, None, failure), permit, None
+            )
         return Verdict(record, permit, live)
 
     def is_live(self, key: Key) -> bool:

@@ -163,7 +163,8 @@ def _intent_rule(
 ) -> IntentRule | Deny:
     if intent not in policy.intents:
         return Deny(
-            DenyCode.INTENT_UNKNOWN, f"the policy has no intent {intent!r}; it has {_listed(sorted(policy.intents))}"
+            DenyCode.INTENT_UNKNOWN,
+            f"the policy has no intent {intent!r}; it has {_listed(sorted(policy.intents))}",
         )
     if sandbox.intents is not None and intent not in sandbox.intents:
         return Deny(
@@ -172,7 +173,10 @@ def _intent_rule(
         )
     if level is None:
         port = request.destination.port
-        return Deny(DenyCode.TRUST_NOT_ALLOWED, f"no entry of the policy opens port {port} of {request.destination.host}")
+        return Deny(
+            DenyCode.TRUST_NOT_ALLOWED,
+            f"no entry of the policy opens port {port} of {request.destination.host}",
+        )
     return _rule_for(policy, intent, level, request)
 
 
@@ -188,15 +192,20 @@ def _rule_for(policy: Policy, intent: str, level: str, request: AccessRequest) -
             DenyCode.METHOD_NOT_ALLOWED,
             f"intent {intent} may use {_listed(sorted(rule.methods))} with {level} destinations, not {request.method}",
         )
-    if rule.max_body is not None and (request.body is None or request.body > rule.max_body):
-        # A body of unknown length is counted while it streams; where none is allowed there is nothing to count.
-        if request.body is not None or rule.max_body == 0:
-            return Deny(
-                DenyCode.BODY_TOO_LARGE,
-                f"intent {intent} may send {rule.max_body} bytes to {level} destinations"
-                + (", this is a stream" if request.body is None else f", this is {request.body}"),
-            )
+    if _is_too_large(request.body, rule.max_body):
+        this = "a stream" if request.body is None else str(request.body)
+        return Deny(
+            DenyCode.BODY_TOO_LARGE,
+            f"intent {intent} may send {rule.max_body} bytes to {level} destinations, this is {this}",
+        )
     return rule
+
+
+def _is_too_large(body: int | None, limit: int | None) -> bool:
+    if limit is None:
+        return False
+    # A body of unknown length is counted while it streams; where none is allowed there is nothing to count.
+    return limit == 0 if body is None else body > limit
 
 
 def _listed(names: tuple[str, ...] | list[str]) -> str:

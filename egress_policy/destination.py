@@ -80,7 +80,9 @@ def parse_name(text: str) -> str:
     if not text:
         raise InvalidHostError("the host is empty")
     if not text.isascii():
-        raise InvalidHostError(f"{_shown(text)} is not ASCII; write an internationalised name in A-labels (xn--…)")
+        raise InvalidHostError(
+            f"{_shown(text)} is not ASCII; write an internationalised name in A-labels (xn--…)"
+        )
     name = text.lower().removesuffix(".")
     if len(name) > _MAX_NAME:
         raise InvalidHostError(f"the name is longer than {_MAX_NAME} characters")

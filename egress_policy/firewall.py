@@ -158,7 +158,11 @@ class Elements:
             self._socket = AsyncNFTSocket()
             await self._socket.setup_endpoint()
         async for _ in self._socket.nlm_request_batch(
-            [_bound(_NFNL_MSG_BATCH_BEGIN), *(_request(*one) for one in messages), _bound(_NFNL_MSG_BATCH_END)]
+            [
+                _bound(_NFNL_MSG_BATCH_BEGIN),
+                *(_request(*one) for one in messages),
+                _bound(_NFNL_MSG_BATCH_END),
+            ]
         ):
             pass
 
@@ -177,7 +181,9 @@ def _batches(name: str, sockets: Sequence[Socket]) -> Iterator[list[tuple[str, l
         yield list(families.items())
 
 
-def _message(name: str, sockets: Sequence[Socket], timeout: float | None = None, comment: str = "") -> _Attributes:
+def _message(
+    name: str, sockets: Sequence[Socket], timeout: float | None = None, comment: str = ""
+) -> _Attributes:
     return [
         ("NFTA_SET_ELEM_LIST_TABLE", TABLE),
         ("NFTA_SET_ELEM_LIST_SET", name),
@@ -203,7 +209,9 @@ def _request(kind: int, attributes: _Attributes) -> nft_set_elem_list_msg:
     message["nfgen_family"] = _NFPROTO_INET
     message["attrs"] = attributes
     message["header"]["type"] = _NFNL_SUBSYS_NFTABLES << 8 | kind
-    message["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK | (NLM_F_CREATE if kind == NFT_MSG_NEWSETELEM else 0)
+    message["header"]["flags"] = (
+        NLM_F_REQUEST | NLM_F_ACK | (NLM_F_CREATE if kind == NFT_MSG_NEWSETELEM else 0)
+    )
     return message
 
 
@@ -240,7 +248,9 @@ def _nft(arguments: Sequence[str], text: str | None = None) -> str:
     if "Operation not permitted" in complaint or "must be root" in complaint:
         raise FirewallError("nft(8) may not change the firewall: run as root, or with CAP_NET_ADMIN")
     if "Protocol not supported" in complaint or "cache initialization failed" in complaint:
-        raise FirewallError(f"the kernel has no nftables: load the module nf_tables ({complaint.splitlines()[0]})")
+        raise FirewallError(
+            f"the kernel has no nftables: load the module nf_tables ({complaint.splitlines()[0]})"
+        )
     if "No such file or directory" in complaint:
         raise FirewallError("the ruleset is not in the kernel: run `egress-policy apply`")
     raise FirewallError(f"nft(8) did not take the ruleset; nothing was changed:\n{complaint[:2000]}")
@@ -253,17 +263,24 @@ def _list_one(name: str) -> Iterator[Element]:
             element = one["elem"]
             address, port = element["val"]["concat"]
             yield Element(
-                ipaddress.ip_address(address), int(port), element.get("comment", ""), float(element.get("expires", 0))
+                ipaddress.ip_address(address),
+                int(port),
+                element.get("comment", ""),
+                float(element.get("expires", 0)),
             )
 
 
 def _elements(ruleset: Ruleset) -> Iterator[str]:
     yield from _add("agent-uids", (_range(uids) for uids in ruleset.agent_uids))
-    yield from _add("agent-loopback", (f"{_range(uids)} . {_range(ports)}" for uids, ports in ruleset.loopback))
+    yield from _add(
+        "agent-loopback", (f"{_range(uids)} . {_range(ports)}" for uids, ports in ruleset.loopback)
+    )
     yield from _add("agent-links", sorted({f'"{link}"' for link, _ in ruleset.agent_links}))
     for suffix, version in (("", 4), ("-ipv6", 6)):
         sources = [(link, network) for link, network in ruleset.agent_links if network.version == version]
-        yield from _add(f"agent-sources{suffix}", (str(network) for network in _collapsed(n for _, n in sources)))
+        yield from _add(
+            f"agent-sources{suffix}", (str(network) for network in _collapsed(n for _, n in sources))
+        )
         yield from _add(f"agent-link-sources{suffix}", (f'"{link}" . {network}' for link, network in sources))
         nameservers = [one for one in ruleset.nameservers if one[0].version == version]
         yield from _add(f"nameservers{suffix}", (f"{address} . {port}" for address, port in nameservers))

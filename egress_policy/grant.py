@@ -36,7 +36,9 @@ class Grant:
     expires: datetime
 
 
-def issue_grant(policy: Policy, permit: Permit, resolution: Resolution, grant_id: str, now: datetime) -> Grant | Deny:
+def issue_grant(
+    policy: Policy, permit: Permit, resolution: Resolution, grant_id: str, now: datetime
+) -> Grant | Deny:
     """Issue the grant for a permitted request whose name was resolved, or deny its addresses (step 10)."""
     denied = why_addresses_denied(policy, resolution, permit.request.destination.port, permit)
     if denied is not None:
@@ -69,7 +71,9 @@ def why_addresses_denied(
             continue
         entry = policy.trust.cidr_for(address, port)
         if entry is None:
-            return _address_denied(f"{address} is not public ({reason}), and no cidr entry of the policy opens it")
+            return _address_denied(
+                f"{address} is not public ({reason}), and no cidr entry of the policy opens it"
+            )
         if entry.level != KNOWN_GOOD:
             not_allowed = intent_denies(policy, permit, entry.level)
             if not_allowed is not None:

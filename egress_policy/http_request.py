@@ -93,7 +93,9 @@ def _why_malformed(head: RequestHead) -> str | None:
         return "the method is not a token"
     if head.method == b"CONNECT":
         return "CONNECT is for forward proxies: this one is transparent, connect to the destination itself"
-    if head.http2 != (head.version == b"HTTP/2.0") or (not head.http2 and head.version not in (b"HTTP/1.0", b"HTTP/1.1")):
+    if head.http2 != (head.version == b"HTTP/2.0") or (
+        not head.http2 and head.version not in (b"HTTP/1.0", b"HTTP/1.1")
+    ):
         return "the protocol version does not agree with the connection"
     if not _ORIGIN_FORM.fullmatch(head.target) and not (head.method == b"OPTIONS" and head.target == b"*"):
         return "the request target must be a path that starts with '/', in printable ASCII"

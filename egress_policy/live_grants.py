@@ -23,7 +23,9 @@ class HeldGrant:
     remaining: float
 
 
-def match(records: Iterable[Record], held: Iterable[Element], now: datetime) -> tuple[list[HeldGrant], list[Element]]:
+def match(
+    records: Iterable[Record], held: Iterable[Element], now: datetime
+) -> tuple[list[HeldGrant], list[Element]]:
     """Join the grants on record with the elements that the kernel holds; also list the elements without a grant.
 
     A grant whose elements are all gone is gone: somebody deleted them, or the host was restarted.
@@ -49,6 +51,8 @@ def _unended(records: Iterable[Record], now: datetime) -> list[Record]:
     """Keep the last `grant` record of each grant that has neither ended nor been revoked."""
     live: dict[str, Record] = {}
     for record in records:
+        if record.id is None:
+            continue
         if record.event == "grant":
             live[record.id] = record
         elif record.event in ("expire", "revoke"):
@@ -59,7 +63,7 @@ def _unended(records: Iterable[Record], now: datetime) -> list[Record]:
 def _grant_of(record: Record) -> Grant:
     expires = _time(record.expires)
     return Grant(
-        id=record.id,
+        id=record.id or "",
         agent=record.agent or "",
         scope=record.scope or "",
         intent=record.intent,

@@ -26,7 +26,12 @@ class Asked:
 
 
 def decision_record(
-    policy: Policy, decision_id: str, asked: Asked, permit: Permit | None, grant: Grant | None, refusal: Refusal | None
+    policy: Policy,
+    decision_id: str,
+    asked: Asked,
+    permit: Permit | None,
+    grant: Grant | None,
+    refusal: Refusal | None,
 ) -> Record:
     """Describe one decision: who asked for what, and what came of it. No query strings and no other fields."""
     caller, request = asked.caller, asked.request

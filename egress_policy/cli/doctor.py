@@ -42,9 +42,15 @@ class Finding:
 
 
 @click.command(epilog="Example: egress-policy doctor --policy /etc/egress-policy/policy.yaml")
-@click.option("--policy", default="/etc/egress-policy/policy.yaml", show_default=True, help="The policy file.")
-@click.option("--audit", default="/var/log/egress-policy/audit.jsonl", show_default=True, help="The audit log.")
-@click.option("--confdir", default="/var/lib/egress-policy/ca", show_default=True, help="Where the proxy keeps its CA.")
+@click.option(
+    "--policy", default="/etc/egress-policy/policy.yaml", show_default=True, help="The policy file."
+)
+@click.option(
+    "--audit", default="/var/log/egress-policy/audit.jsonl", show_default=True, help="The audit log."
+)
+@click.option(
+    "--confdir", default="/var/lib/egress-policy/ca", show_default=True, help="Where the proxy keeps its CA."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 def doctor(policy: str, audit: str, confdir: str, as_json: bool) -> None:
     """Check this host from the policy file to the listening proxy. Exit status 1 if something is missing."""
@@ -69,7 +75,9 @@ def _examine(path: Path, audit: Path, confdir: Path) -> Iterator[Finding]:
         policy = load_policy(path)
     except PolicyFileError as error:
         count = len(error.errors)
-        yield Finding("policy", Result.FAILED, f"{path}: {error.errors[0]}", f"egress-policy check shows all {count}")
+        yield Finding(
+            "policy", Result.FAILED, f"{path}: {error.errors[0]}", f"egress-policy check shows all {count}"
+        )
         return
     yield Finding("policy", Result.OK, f"{path} is valid")
     try:
@@ -88,9 +96,15 @@ def _examine(path: Path, audit: Path, confdir: Path) -> Iterator[Finding]:
 
 
 def _programs() -> Finding:
-    missing = [name for name in ("nft", "ip") if shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None]
+    missing = [
+        name
+        for name in ("nft", "ip")
+        if shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None
+    ]
     if missing:
-        return Finding("programs", Result.FAILED, f"not found: {', '.join(missing)}", "install nftables and iproute2")
+        return Finding(
+            "programs", Result.FAILED, f"not found: {', '.join(missing)}", "install nftables and iproute2"
+        )
     return Finding("programs", Result.OK, "nft and ip are installed")
 
 
@@ -100,7 +114,12 @@ def _ruleset() -> Finding:
     except FirewallError as error:
         return Finding("ruleset", Result.FAILED, str(error))
     if not loaded:
-        return Finding("ruleset", Result.FAILED, "it is not in the kernel: agents are not held", "run egress-policy apply")
+        return Finding(
+            "ruleset",
+            Result.FAILED,
+            "it is not in the kernel: agents are not held",
+            "run egress-policy apply",
+        )
     return Finding("ruleset", Result.OK, "table inet egress-policy is in the kernel")
 
 
@@ -134,10 +153,18 @@ def _listener(policy: Policy, uid: int) -> Finding:
     owners = set(_listeners(policy.proxy.port))
     if not owners:
         return Finding(
-            "proxy", Result.FAILED, f"nobody listens on port {policy.proxy.port}: agents are refused", "start mitmdump -s addons/scope.py"
+            "proxy",
+            Result.FAILED,
+            f"nobody listens on port {policy.proxy.port}: agents are refused",
+            "start mitmdump -s addons/scope.py",
         )
     if owners != {uid}:
-        return Finding("proxy", Result.FAILED, f"uid {min(owners - {uid})} listens on its port {policy.proxy.port}", "stop that process")
+        return Finding(
+            "proxy",
+            Result.FAILED,
+            f"uid {min(owners - {uid})} listens on its port {policy.proxy.port}",
+            "stop that process",
+        )
     return Finding("proxy", Result.OK, f"listens on port {policy.proxy.port}")
 
 
@@ -158,7 +185,9 @@ def _authority(confdir: Path) -> Finding:
     certificate, key = confdir / "mitmproxy-ca-cert.pem", confdir / "mitmproxy-ca.pem"
     try:
         if not certificate.exists():
-            return Finding("CA", Result.FAILED, f"{certificate} is missing", "README, 'On a host', says how to make it")
+            return Finding(
+                "CA", Result.FAILED, f"{certificate} is missing", "README, 'On a host', says how to make it"
+            )
         if key.exists() and key.stat().st_mode & 0o077:
             return Finding("CA", Result.WARNING, f"{key} can be read by others", f"chmod 600 {key}")
     except PermissionError:
@@ -169,9 +198,13 @@ def _authority(confdir: Path) -> Finding:
 def _audit_log(audit: Path, uid: int) -> Finding:
     place = audit if audit.exists() else audit.parent
     if not place.exists():
-        return Finding("audit", Result.FAILED, f"{place} does not exist", f"install -d -o {uid} -m 750 {place}")
+        return Finding(
+            "audit", Result.FAILED, f"{place} does not exist", f"install -d -o {uid} -m 750 {place}"
+        )
     if place.stat().st_uid != uid:
-        return Finding("audit", Result.FAILED, f"{place} is not the proxy's: it could not write", f"chown {uid} {place}")
+        return Finding(
+            "audit", Result.FAILED, f"{place} is not the proxy's: it could not write", f"chown {uid} {place}"
+        )
     return Finding("audit", Result.OK, f"{place} is the proxy's")
 
 
@@ -181,7 +214,9 @@ def _nameservers(policy: Policy) -> Finding:
     except ResolutionFailedError as error:
         return Finding("resolver", Result.FAILED, str(error))
     if not found:
-        return Finding("resolver", Result.FAILED, "no name servers are known", "name them under resolver.nameservers")
+        return Finding(
+            "resolver", Result.FAILED, "no name servers are known", "name them under resolver.nameservers"
+        )
     return Finding("resolver", Result.OK, ", ".join(f"{address} port {port}" for address, port in found))
 
 
@@ -195,6 +230,9 @@ def _name_service() -> Finding:
     if "resolve" in hosts:
         # nss-resolve(8) asks systemd-resolved over a Unix socket: no port-53 rule sees that.
         return Finding(
-            check, Result.WARNING, "/etc/nsswitch.conf has `resolve`: agents' look-ups go past the policy's DNS", "use `dns` there"
+            check,
+            Result.WARNING,
+            "/etc/nsswitch.conf has `resolve`: agents' look-ups go past the policy's DNS",
+            "use `dns` there",
         )
     return Finding(check, Result.OK, "agents' look-ups go over port 53")

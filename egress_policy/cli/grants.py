@@ -4,7 +4,6 @@ import json
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import click
 from rich.console import Console
@@ -32,7 +31,9 @@ class _Row:
 
 
 @click.command(epilog="Example: egress-policy grants --json | jq '.[].host'")
-@click.option("--audit", default=DEFAULT_AUDIT, show_default=True, help="The audit log, which says whose a grant is.")
+@click.option(
+    "--audit", default=DEFAULT_AUDIT, show_default=True, help="The audit log, which says whose a grant is."
+)
 @click.option("--policy", hidden=True, help="Accepted for uniformity; live grants are the kernel's.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 def grants(audit: str, policy: str | None, as_json: bool) -> None:
@@ -48,7 +49,7 @@ def grants(audit: str, policy: str | None, as_json: bool) -> None:
     except FirewallError as error:
         raise click.ClickException(str(error)) from None
     try:
-        live, unexplained = match(read_records(Path(audit)), held, now)
+        live, unexplained = match(read_records(audit), held, now)
     except AuditError as error:
         click.echo(f"egress-policy: {error}; agents are not shown", err=True)
         live, unexplained = [], held
@@ -99,7 +100,9 @@ def _print(rows: list[_Row]) -> None:
         return
     table = Table(box=None, pad_edge=False)
     for title in ("LEFT", "SCOPE", "AGENT", "HOST", "PORT", "ADDRESSES", "ID"):
-        table.add_column(title, no_wrap=title != "ADDRESSES", overflow="ellipsis" if title == "ID" else "fold")
+        table.add_column(
+            title, no_wrap=title != "ADDRESSES", overflow="ellipsis" if title == "ID" else "fold"
+        )
     for row in rows:
         left = str(timedelta(seconds=row.remaining))
         addresses = " ".join(row.addresses)
