@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from mitmproxy import addonmanager, connection, ctx, dns, http, tls
 from mitmproxy.net.dns import response_codes
-from mitmproxy.proxy import layer, server_hooks
+from mitmproxy.proxy import layer, mode_specs, server_hooks
 
 import connections
 import dns_replies
@@ -44,7 +44,8 @@ class Scope:
     """Asks the authorizer about every request, and lets through what it permits."""
 
     def __init__(self) -> None:
-        self._running: start_up.Started | None = None
+        self._started: start_up.Started
+        self._connections: connections.Connections
         self._tasks: list[asyncio.Task[None]] = []
         self._synthetic = SyntheticAddresses()
 
@@ -57,15 +58,16 @@ class Scope:
 
     def configure(self, _updated: set[str]) -> None:
         """Start, once: check options, user, policy, ruleset and audit log before anything listens."""
-        if self._running is not None:
+        if hasattr(self, "_started"):
             return
         try:
             not_allowed = safe_options.refused(ctx.options)
             if not_allowed:
                 _exit("; ".join(not_allowed))
-            self._running = start_up.start(ctx.options, self._grant_ended)
+            self._connections = connections.Connections(ctx.master.addons.get("proxyserver"))
+            self._started = start_up.start(ctx.options, self._grant_ended)
             ctx.options.update(
-                **safe_options.SAFE, mode=list(self._running.modes), confdir=ctx.options.confdir
+                **safe_options.SAFE, mode=list(self._started.modes), confdir=ctx.options.confdir
             )
         except start_up.StartError as error:
             _exit(str(error))
@@ -73,9 +75,9 @@ class Scope:
             _exit(f"could not start: {error!r}")
 
     async def running(self) -> None:
-        """Begin the work that goes on beside requests."""
+        """Listen where the policy says, and begin the work that goes on beside requests."""
         started = self._started
-        self._connections = connections.Connections(ctx.master.addons.get("proxyserver"))
+        await _listen(started.modes)
         self._tasks = [
             asyncio.create_task(self._or_exit(started.authorizer.end_in_time())),
             asyncio.create_task(self._or_exit(_remove_default_addons())),
@@ -101,12 +103,6 @@ class Scope:
         except BaseException as error:  # noqa: BLE001 - whatever it is, nobody would end the grants any more
             _exit(f"stopped: {error!r}")
 
-    @property
-    def _started(self) -> start_up.Started:
-        if self._running is None:
-            _exit("a connection came before the start")
-        return self._running
-
     def _grant_ended(self, live: LiveGrant) -> None:
         self._connections.end(live.key)
 
@@ -115,6 +111,8 @@ class Scope:
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         """Find out who connected, then let the connection speak TLS or HTTP and nothing else."""
         nextlayer.layer = protocols.Closed(nextlayer.context)
+        if not isinstance(nextlayer.context.client.proxy_mode, mode_specs.TransparentMode):
+            return
         opened = self._connection(nextlayer.context.client, nextlayer.context.server)
 
         def refused(_client: connection.Client, why: str) -> None:
@@ -323,7 +321,7 @@ class Scope:
         if opened is None:
             # Before the first request is pinned, the upstream address is where the client wanted to go.
             port = server.address[1] if server.address is not None else 0
-            caller = self._started.callers.identify(connections.peer(client), client.sockname[1])
+            caller = self._started.callers.identify(connections.peer(client), self._started.port)
             opened = self._connections.add(connections.ClientConnection(client, caller, port))
         return opened
 
@@ -335,6 +333,17 @@ class Scope:
         opened = self._connections.get(flow.client_conn)
         if opened is not None and flow.websocket is None:
             opened.active.pop(flow.id, None)
+
+
+async def _listen(modes: tuple[str, ...]) -> None:
+    """Replace the forward proxy that mitmproxy opens before it loads a script; next_layer() closes its connections."""
+    ctx.options.update(mode=list(modes))
+    servers = ctx.master.addons.get("proxyserver").servers
+    if not await servers.update([mode_specs.ProxyMode.parse(mode) for mode in modes]):
+        _exit("cannot listen")
+    for server in servers:
+        if not server.is_running:
+            _exit(f"cannot listen on {server.mode.full_spec}: {server.last_exception}")
 
 
 async def _remove_default_addons() -> None:

@@ -43,11 +43,12 @@ class StartError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """What the addon works with. `modes` are mitmproxy's: where to listen."""
+    """What the addon works with: `port` is the one that web traffic is redirected to, `modes` where to listen."""
 
     authorizer: Authorizer
     known_good: KnownGoodNames
     callers: Callers
+    port: int
     modes: tuple[str, ...]
 
 
@@ -80,6 +81,7 @@ def start(settings: options.Options, on_end: Callable[[LiveGrant], None]) -> Sta
         authorizer,
         KnownGoodNames(lambda: authorizer.policy, resolver, elements),
         Callers(uids, sources),
+        settings.listen_port or policy.proxy.port,
         _modes(policy, settings),
     )
 
