@@ -212,7 +212,7 @@ def _rotated(path: Path) -> list[Path]:
         rf"{re.escape(path.name)}{_ROTATED}(\.gz)?|{re.escape(path.stem)}{_ROTATED}{re.escape(path.suffix)}(\.gz)?"
     )
     try:
-        return [path.parent / entry for entry in os.listdir(path.parent) if name.fullmatch(entry)]
+        return [entry for entry in path.parent.iterdir() if name.fullmatch(entry.name)]
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -274,7 +274,7 @@ def _printable(text: str) -> str:
 
 def _is_at(path: str, status: os.stat_result) -> bool:
     try:
-        there = os.stat(path)
+        there = Path(path).stat()
     except FileNotFoundError:
         return False
     return (there.st_dev, there.st_ino) == (status.st_dev, status.st_ino)

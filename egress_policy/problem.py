@@ -42,8 +42,10 @@ GUIDANCE: Mapping[str, Guidance] = {
         "The destination is not a canonical host",
         (
             _USE_NAME,
-            "To reach an address or network that has no name, open a pull request on the policy repository "
-            "that adds a `cidr` entry for it.",
+            (
+                "To reach an address or network that has no name, open a pull request on the policy repository "
+                "that adds a `cidr` entry for it."
+            ),
         ),
     ),
     DenyCode.DESTINATION_MISMATCH: Guidance(
@@ -56,8 +58,10 @@ GUIDANCE: Mapping[str, Guidance] = {
     DenyCode.CALLER_UNKNOWN: Guidance(
         "The sender is no agent that the policy names",
         (
-            "Start the tool as the user, or in the container, that the policy names as an agent: "
-            "`egress-policy run --agent NAME -- COMMAND`.",
+            (
+                "Start the tool as the user, or in the container, that the policy names as an agent: "
+                "`egress-policy run --agent NAME -- COMMAND`."
+            ),
             "To add an agent, open a pull request on the policy repository.",
         ),
     ),
@@ -72,8 +76,10 @@ GUIDANCE: Mapping[str, Guidance] = {
         f"The request has no {HEADER} field",
         (
             f"Set your sandbox in the agent's configuration, as `{EXAMPLE}`; the scope's name alone is enough.",
-            "For tools that cannot send a header, open a pull request on the policy repository that gives the "
-            "agent a `default_scope`.",
+            (
+                "For tools that cannot send a header, open a pull request on the policy repository that gives the "
+                "agent a `default_scope`."
+            ),
         ),
     ),
     DenyCode.SCOPE_MALFORMED: Guidance(
@@ -140,8 +146,10 @@ GUIDANCE: Mapping[str, Guidance] = {
         "The name leads to an address that is not allowed",
         (
             "Check the name: it leads to a private, special or known-bad address or alias.",
-            "For a host of the internal network, open a pull request on the policy repository that adds a "
-            "`cidr` entry.",
+            (
+                "For a host of the internal network, open a pull request on the policy repository that adds a "
+                "`cidr` entry."
+            ),
         ),
     ),
     FailureCode.RESOLUTION_FAILED: Guidance(

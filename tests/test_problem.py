@@ -59,10 +59,12 @@ def test_every_code_has_guidance_and_no_other_has() -> None:
 @pytest.mark.parametrize("code", CODES)
 def test_the_guidance_is_a_title_and_steps_that_stay_within_the_policy(code: DenyCode | FailureCode) -> None:
     guidance = GUIDANCE[code]
-    assert guidance.title and not guidance.title.endswith(".")
+    assert guidance.title
+    assert not guidance.title.endswith(".")
     assert guidance.next_steps
     for step in guidance.next_steps:
-        assert step.endswith(".") and step.count("`") % 2 == 0
+        assert step.endswith(".")
+        assert step.count("`") % 2 == 0
         for way_around in (
             "bypass",
             "disable",
