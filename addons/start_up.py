@@ -1,13 +1,10 @@
 """What must hold before the proxy accepts a connection, and what is carried over from the one before it."""
 
-import asyncio
-import ipaddress
 import json
 import os
 import socket
 import subprocess
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,12 +15,20 @@ from egress_policy.accounts import AccountError, proxy_uid, resolve_agents
 from egress_policy.audit import AuditError, AuditLog, read_records
 from egress_policy.authorizer import Authorizer
 from egress_policy.caller import Callers
-from egress_policy.firewall import DEVELOPER_SANDBOX, Elements, FirewallError, is_loaded, list_elements
+from egress_policy.firewall import (
+    DEVELOPER_SANDBOX,
+    Elements,
+    FirewallError,
+    delete_now,
+    is_loaded,
+    list_elements,
+)
 from egress_policy.known_good import KnownGoodNames
 from egress_policy.ledger import LiveGrant
 from egress_policy.live_grants import match
 from egress_policy.policy import Policy
-from egress_policy.policy_file import PolicyFileError, load_policy
+from egress_policy.policy_file import load_policy
+from egress_policy.policy_source import PolicyFileError
 from egress_policy.records import policy_record
 from egress_policy.resolver import Resolver
 
@@ -93,14 +98,7 @@ def _take_over(authorizer: Authorizer, path: str) -> None:
     grants, unexplained = match(records, held, datetime.now(UTC))
     for one in grants:
         authorizer.take_over(one.grant, one.remaining)
-    if unexplained:
-        # A loop runs in this thread already; the deletion must be acknowledged before anything listens.
-        with ThreadPoolExecutor(1) as thread:
-            thread.submit(asyncio.run, _delete([(one.address, one.port) for one in unexplained])).result()
-
-
-async def _delete(unexplained: list[tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]]) -> None:
-    await Elements().delete(DEVELOPER_SANDBOX, unexplained)
+    delete_now(DEVELOPER_SANDBOX, [(one.address, one.port) for one in unexplained])
 
 
 def _modes(policy: Policy, settings: options.Options) -> tuple[str, ...]:

@@ -124,7 +124,7 @@ def _name(word: str) -> str:
 
 def _network(word: str) -> Network | None:
     # A name never starts its last label with a digit only; the cheap test keeps a million names out of ipaddress.
-    if not (word[0].isdigit() or ":" in word) or word[-1].isalpha() and ":" not in word:
+    if not (word[0].isdigit() or ":" in word) or (word[-1].isalpha() and ":" not in word):
         return None
     try:
         return ipaddress.ip_network(word, strict=False)

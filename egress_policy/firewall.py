@@ -101,6 +101,18 @@ def apply(ruleset: Ruleset) -> None:
     _nft(["-f", "-"], compose(ruleset))
 
 
+def delete_now(name: str, sockets: Sequence[Socket]) -> None:
+    """Delete elements of a timed set, from where no event loop runs; one that is gone is not missed.
+
+    Raises FirewallError.
+    """
+    for set_name, members in (family for batch in _batches(name, sockets) for family in batch):
+        listed = ", ".join(f"{address} . {port}" for address, port in members)
+        # Added first: deleting what has just expired would fail.
+        verbs = (f"{verb} element inet {TABLE} {set_name} {{ {listed} }}\n" for verb in ("add", "delete"))
+        _nft(["-f", "-"], "".join(verbs))
+
+
 def is_loaded() -> bool:
     """Tell whether the ruleset is in the kernel. Raises FirewallError where nobody can tell."""
     listed = json.loads(_nft(["--json", "list", "tables", "inet"]))
@@ -122,7 +134,13 @@ class Elements:
         self._socket: AsyncNFTSocket | None = None
         self._turn = asyncio.Lock()
 
-    async def insert(self, name: str, sockets: Sequence[Socket], timeout: float, comment: str) -> None:
+    async def insert(
+        self,
+        name: str,
+        sockets: Sequence[Socket],
+        timeout: float,  # noqa: ASYNC109 - an element's, in nftables' own word; not this call's
+        comment: str,
+    ) -> None:
         """Insert elements with a timeout (seconds, at most 24 h), or give them anew to elements already there.
 
         Adding an element again with the same timeout would not refresh it; add, delete and add in one

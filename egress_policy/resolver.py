@@ -33,7 +33,14 @@ _MAX_TTL = 24 * 3600
 
 
 class ResolutionFailedError(Exception):
-    """The name led nowhere, or nobody could be asked: the message, a sentence, says which."""
+    """The name led nowhere, or nobody could be asked: the message, a sentence, says which.
+
+    `answered` tells whether a name server said so (NXDOMAIN, no address), or none could be had.
+    """
+
+    def __init__(self, message: str, *, answered: bool = False) -> None:
+        super().__init__(message)
+        self.answered = answered
 
 
 class Resolver:
@@ -75,7 +82,10 @@ class Resolver:
             return known
         answers, failures = await self._ask_both(host)
         if not answers:
-            raise ResolutionFailedError(_why_failed(host, failures, self._timeout))
+            answered = any(
+                isinstance(failure, dns.resolver.NXDOMAIN | dns.resolver.NoAnswer) for failure in failures
+            )
+            raise ResolutionFailedError(_why_failed(host, failures, self._timeout), answered=answered)
         resolution = _read(answers)
         empty = sum(isinstance(failure, dns.resolver.NoAnswer) for failure in failures)
         # Half an answer is good for this request; the next one may get the whole.

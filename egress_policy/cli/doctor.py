@@ -14,9 +14,11 @@ from pathlib import Path
 import click
 
 from egress_policy.accounts import AccountError, proxy_uid, resolve_agents
+from egress_policy.cli.options import json_option
 from egress_policy.firewall import FirewallError, is_loaded
 from egress_policy.policy import Policy
-from egress_policy.policy_file import PolicyFileError, load_policy
+from egress_policy.policy_file import load_policy
+from egress_policy.policy_source import PolicyFileError
 from egress_policy.resolver import ResolutionFailedError, system_nameservers
 
 _LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp, proc(5)
@@ -51,10 +53,10 @@ class Finding:
 @click.option(
     "--confdir", default="/var/lib/egress-policy/ca", show_default=True, help="Where the proxy keeps its CA."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
-def doctor(policy: str, audit: str, confdir: str, as_json: bool) -> None:
+@json_option
+def doctor(policy: Path, audit: str, confdir: str, as_json: bool) -> None:
     """Check this host from the policy file to the listening proxy. Exit status 1 if something is missing."""
-    findings = list(_examine(Path(policy), Path(audit), Path(confdir)))
+    findings = list(_examine(policy, Path(audit), Path(confdir)))
     if as_json:
         json.dump([asdict(finding) for finding in findings], sys.stdout, indent=2)
         click.echo()

@@ -4,16 +4,16 @@ import json
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from egress_policy.audit import AuditError, read_records, timestamp
+from egress_policy.cli.options import audit_option, json_option, policy_option
 from egress_policy.firewall import DEVELOPER_SANDBOX, Element, FirewallError, list_elements
 from egress_policy.live_grants import HeldGrant, match
-
-DEFAULT_AUDIT = "/var/log/egress-policy/audit.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +31,16 @@ class _Row:
 
 
 @click.command(epilog="Example: egress-policy grants --json | jq '.[].host'")
-@click.option(
-    "--audit", default=DEFAULT_AUDIT, show_default=True, help="The audit log, which says whose a grant is."
-)
-@click.option("--policy", hidden=True, help="Accepted for uniformity; live grants are the kernel's.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
-def grants(audit: str, policy: str | None, as_json: bool) -> None:
+@audit_option
+@policy_option
+@json_option
+def grants(audit: str, policy: Path, as_json: bool) -> None:
     """List the live grants: what the kernel holds open, and whose it is.
 
     The kernel's set is what counts. The audit log adds the agent; where it cannot be read, the element's own
     comment still names the grant, the scope and the host.
     """
-    del policy
+    del policy  # every command takes it; what is live is the kernel's to say
     now = datetime.now(UTC)
     try:
         held = list_elements(DEVELOPER_SANDBOX)

@@ -1,0 +1,49 @@
+"""The command line: one module a command."""
+
+import sys
+
+import click
+
+from egress_policy.cli.apply import apply
+from egress_policy.cli.check import check
+from egress_policy.cli.doctor import doctor
+from egress_policy.cli.explain import explain
+from egress_policy.cli.grants import grants
+
+
+@click.group(
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Example: egress-policy explain --agent alice-claude GET https://docs.example/",
+)
+@click.version_option(package_name="egress-policy")
+def commands() -> None:
+    """Lets AI agents out to the destinations that a policy permits."""
+
+
+for _command in (check, apply, explain, grants, doctor):
+    commands.add_command(_command)
+
+
+def main() -> None:
+    """Run a command; wrong usage is one line on standard error and exit status 2."""
+    try:
+        status = commands.main(prog_name="egress-policy", standalone_mode=False)
+    except click.UsageError as error:
+        place = error.ctx.command_path if error.ctx is not None else "egress-policy"
+        _end(f"{error.format_message().rstrip('.')} (see `{place} --help`)", 2)
+    except click.ClickException as error:
+        _end(error.format_message(), error.exit_code)
+    except click.exceptions.Abort:
+        _end("interrupted", 130)
+    except BrokenPipeError:
+        # Whoever read us has seen enough (`| head`).
+        sys.stderr.close()
+        sys.exit(0)
+    else:
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _end(message: str, status: int) -> None:
+    click.echo(f"egress-policy: {message}", err=True)
+    sys.exit(status)

@@ -1,0 +1,132 @@
+"""One request through every step, with what each step found: the proxy's own functions, and nothing opened."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from egress_policy import decision
+from egress_policy.audit import Record
+from egress_policy.caller import Caller
+from egress_policy.decision import Permit, decide
+from egress_policy.denial import Deny, DenyCode, Failure, FailureCode, Refusal
+from egress_policy.grant import Grant, Resolution, issue_grant
+from egress_policy.http_request import RequestHead, read_request
+from egress_policy.policy import Policy
+from egress_policy.records import Asked, decision_record
+from egress_policy.resolver import ResolutionFailedError, Resolver
+
+_NAMES = {
+    decision.Step.REQUEST: "request well formed",
+    decision.Step.CALLER: "caller is an agent",
+    decision.Step.KNOWN_BAD: "destination not known-bad",
+    decision.Step.KNOWN_GOOD: "known-good",
+    decision.Step.SCOPE: "scope",
+    decision.Step.SCOPE_ALLOWED: "scope is the caller's",
+    decision.Step.INTENT: "intent",
+    decision.Step.QUOTA: "room in the scope",
+    decision.Step.RESOLUTION: "name resolves",
+    decision.Step.ADDRESSES: "addresses allowed",
+    decision.Step.GRANT: "kernel acknowledges",
+}
+_STEP_OF_CODE = {
+    DenyCode.REQUEST_MALFORMED: decision.Step.REQUEST,
+    DenyCode.DESTINATION_INVALID: decision.Step.REQUEST,
+    DenyCode.DESTINATION_MISMATCH: decision.Step.REQUEST,
+    DenyCode.CALLER_UNKNOWN: decision.Step.CALLER,
+    DenyCode.DESTINATION_DENIED: decision.Step.KNOWN_BAD,
+    DenyCode.SCOPE_MISSING: decision.Step.SCOPE,
+    DenyCode.SCOPE_MALFORMED: decision.Step.SCOPE,
+    DenyCode.SCOPE_NOT_ALLOWED: decision.Step.SCOPE_ALLOWED,
+    DenyCode.INTENT_UNKNOWN: decision.Step.INTENT,
+    DenyCode.INTENT_NOT_ALLOWED: decision.Step.INTENT,
+    DenyCode.TRUST_NOT_ALLOWED: decision.Step.INTENT,
+    DenyCode.METHOD_NOT_ALLOWED: decision.Step.INTENT,
+    DenyCode.BODY_TOO_LARGE: decision.Step.INTENT,
+    DenyCode.QUOTA_EXCEEDED: decision.Step.QUOTA,
+    DenyCode.ADDRESS_DENIED: decision.Step.ADDRESSES,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step found; `result` is passed, denied, failed, unchecked or not reached."""
+
+    step: int
+    name: str
+    result: str
+    finding: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The decision as the audit log would have it, and the steps on the way."""
+
+    record: Record
+    steps: tuple[Step, ...]
+
+
+async def explain_request(
+    policy: Policy, head: RequestHead, caller: Caller, resolver: Resolver, now: datetime, explanation_id: str
+) -> Explanation:
+    """Decide on a request as the proxy would if nothing else were open.
+
+    Where the name servers cannot be asked from here, the steps that need them are left unchecked.
+    """
+    findings: dict[decision.Step, tuple[str, str]] = {}
+    request = read_request(head, caller.agent)
+    refusal: Refusal | None = request if isinstance(request, Deny) else None
+    permit: Permit | None = None
+    grant: Grant | None = None
+    if not isinstance(request, Deny):
+        decided = decide(
+            policy, request, passed=lambda step, finding: findings.update({step: ("passed", finding)})
+        )
+        if isinstance(decided, Permit):
+            permit = decided
+            opened = await _resolve(policy, permit, resolver, now, explanation_id, findings)
+            grant, refusal = (opened, None) if isinstance(opened, Grant) else (None, opened)
+        else:
+            refusal = decided
+    if isinstance(refusal, Deny):
+        findings[_STEP_OF_CODE[refusal.code]] = ("denied", refusal.detail)
+    elif isinstance(refusal, Failure):
+        findings[decision.Step.RESOLUTION] = ("failed", refusal.detail)
+    else:
+        findings[decision.Step.GRANT] = ("unchecked", "explain opens nothing")
+    asked = Asked(
+        caller,
+        request,
+        method=head.method.decode("utf-8", "replace"),
+        host=dict(head.fields)[b"Host"].decode("utf-8", "replace"),
+        port=head.port,
+    )
+    return Explanation(
+        decision_record(policy, explanation_id, asked, permit, grant, refusal),
+        tuple(
+            Step(step.value, name, *findings.get(step, ("not reached", ""))) for step, name in _NAMES.items()
+        ),
+    )
+
+
+async def _resolve(
+    policy: Policy,
+    permit: Permit,
+    resolver: Resolver,
+    now: datetime,
+    grant_id: str,
+    findings: dict[decision.Step, tuple[str, str]],
+) -> Grant | Refusal | None:
+    host = permit.request.destination.host
+    try:
+        resolution = await resolver.resolve(host) if isinstance(host, str) else Resolution((host,))
+    except ResolutionFailedError as error:
+        if error.answered:
+            return Failure(FailureCode.RESOLUTION_FAILED, str(error))
+        findings[decision.Step.RESOLUTION] = ("unchecked", f"{error}: the proxy may be able to ask")
+        findings[decision.Step.ADDRESSES] = ("unchecked", "")
+        return None
+    addresses = ", ".join(str(address) for address in resolution.addresses)
+    findings[decision.Step.RESOLUTION] = ("passed", addresses)
+    issued = issue_grant(policy, permit, resolution, grant_id, now)
+    if isinstance(issued, Grant):
+        findings[decision.Step.ADDRESSES] = ("passed", "all of them")
+    return issued
