@@ -64,11 +64,11 @@ class Scope:
             not_allowed = safe_options.refused(ctx.options)
             if not_allowed:
                 _exit("; ".join(not_allowed))
+            if not ctx.options.has_changed("confdir"):
+                ctx.options.update(confdir=start_up.DEFAULT_CONFDIR)
             self._connections = connections.Connections(ctx.master.addons.get("proxyserver"))
             self._started = start_up.start(ctx.options, self._grant_ended)
-            ctx.options.update(
-                **safe_options.SAFE, mode=list(self._started.modes), confdir=ctx.options.confdir
-            )
+            ctx.options.update(**safe_options.SAFE)
         except start_up.StartError as error:
             _exit(str(error))
         except BaseException as error:  # noqa: BLE001 - mitmproxy would run on without us
@@ -78,6 +78,10 @@ class Scope:
         """Listen where the policy says, and begin the work that goes on beside requests."""
         started = self._started
         await _listen(started.modes)
+        _logger.info("egress-policy: in force, %d grants taken over", len(started.authorizer.ledger))
+        if not ctx.options.has_changed("termlog_verbosity"):
+            # Every connection and every streamed answer is a line otherwise; the audit log has what matters.
+            ctx.options.update(termlog_verbosity="warn")
         self._tasks = [
             asyncio.create_task(self._or_exit(started.authorizer.end_in_time())),
             asyncio.create_task(self._or_exit(_remove_default_addons())),

@@ -67,6 +67,7 @@ def start(settings: options.Options, on_end: Callable[[LiveGrant], None]) -> Sta
                 f"running as uid {os.getuid()}, but the policy's proxy.user is {policy.proxy.user}: "
                 "the kernel would not hold this process to the policy"
             )
+        _check_authority(Path(settings.confdir))
         audit = AuditLog(settings.scope_audit)
         if not is_loaded():
             raise StartError("the ruleset is not in the kernel: run `egress-policy apply` first")
@@ -89,6 +90,19 @@ def start(settings: options.Options, on_end: Callable[[LiveGrant], None]) -> Sta
         settings.listen_port or policy.proxy.port,
         _modes(policy, settings),
     )
+
+
+def _check_authority(confdir: Path) -> None:
+    """See that the CA can be used, or made: mitmproxy makes it at its first start."""
+    key = confdir / "mitmproxy-ca.pem"
+    try:
+        usable = os.access(key, os.R_OK) if key.exists() else confdir.is_dir() and os.access(confdir, os.W_OK)
+    except PermissionError:
+        usable = False
+    if not usable:
+        raise StartError(
+            f"no CA in {confdir}, and none can be made: `install -d -m 700 -o {os.getuid()} {confdir}`, or set confdir"
+        )
 
 
 def _take_over(authorizer: Authorizer, path: str) -> None:

@@ -44,19 +44,19 @@ class Finding:
 
 
 @click.command(epilog="Example: egress-policy doctor --policy /etc/egress-policy/policy.yaml")
+@policy_option
+@audit_option
 @click.option(
-    "--policy", default="/etc/egress-policy/policy.yaml", show_default=True, help="The policy file."
-)
-@click.option(
-    "--audit", default="/var/log/egress-policy/audit.jsonl", show_default=True, help="The audit log."
-)
-@click.option(
-    "--confdir", default="/var/lib/egress-policy/ca", show_default=True, help="Where the proxy keeps its CA."
+    "--confdir",
+    type=click.Path(path_type=Path),
+    default=Path("/var/lib/egress-policy/ca"),
+    show_default=True,
+    help="Where the proxy keeps its CA.",
 )
 @json_option
-def doctor(policy: Path, audit: str, confdir: str, as_json: bool) -> None:
+def doctor(policy: Path, audit: str, confdir: Path, as_json: bool) -> None:
     """Check this host from the policy file to the listening proxy. Exit status 1 if something is missing."""
-    findings = list(_examine(policy, Path(audit), Path(confdir)))
+    findings = list(_examine(policy, Path(audit), confdir))
     if as_json:
         json.dump([asdict(finding) for finding in findings], sys.stdout, indent=2)
         click.echo()
