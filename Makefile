@@ -1,0 +1,43 @@
+# Every target sets up what it needs; the first run takes a minute or two, later ones no time.
+# PYTHON=/path/to/python3 chooses the interpreter.
+
+python := .venv/bin/python
+checked := egress_policy addons $(wildcard deploy/demo tests benchmarks)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench schema lock clean set-up set-up-python
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+
+demo: set-up ## the whole product at work in network namespaces of its own; as root
+	@$(python) -m deploy.demo
+
+test: set-up ## every test, those on the real kernel included; as root
+	@$(python) -m pytest --all-must-run
+
+check: set-up-python ## lint, format and types
+	@$(python) -m ruff check .
+	@$(python) -m ruff format --check .
+	@$(python) -m mypy $(checked)
+
+bench: set-up ## side by side with what a user would pick instead; as root
+	@$(python) -m benchmarks
+
+schema: set-up-python ## write the policy file's JSON Schema anew, from the types
+	@$(python) -m egress_policy.policy_schema > egress_policy/policy.schema.json
+
+lock: ## pin the dependencies of pyproject.toml anew (needs uv); LOCK=--upgrade takes the newest
+	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --extra dev --universal \
+	    --python-version 3.12 --generate-hashes --no-emit-index-url --no-emit-find-links --quiet \
+	    $(LOCK) --output-file constraints.txt
+
+clean: ## remove what was built and installed here
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+set-up:
+	@deploy/set-up.sh
+
+set-up-python:
+	@deploy/set-up.sh python
