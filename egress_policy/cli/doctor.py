@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from egress_policy.accounts import AccountError, proxy_uid, resolve_agents
-from egress_policy.cli.options import json_option
+from egress_policy.cli.options import audit_option, json_option, policy_option
 from egress_policy.firewall import FirewallError, is_loaded
 from egress_policy.policy import Policy
 from egress_policy.policy_file import load_policy
