@@ -7,7 +7,7 @@ import h11
 
 from deploy.demo.echo import Connection, Request, answer
 
-type _Event = h11.Event | type[h11.PAUSED]
+type _Event = h11.Event | type[h11.NEED_DATA | h11.PAUSED]
 
 
 async def serve_http1(
@@ -42,12 +42,14 @@ async def serve_http1(
 async def _next_event(
     state: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> _Event:
-    while (event := state.next_event()) is h11.NEED_DATA:
+    while True:
+        event = state.next_event()
+        if event is not h11.NEED_DATA:
+            return event
         if state.they_are_waiting_for_100_continue:
             go_on = h11.InformationalResponse(status_code=100, headers=[])
             writer.write(state.send(go_on) or b"")
         state.receive_data(await reader.read(65536))
-    return event
 
 
 async def _respond(state: h11.Connection, request: Request, writer: asyncio.StreamWriter) -> None:

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
@@ -191,16 +192,16 @@ class Lab:
             for log, (module, *rest) in servers.items()
         }
         for log, process in started.items():
-            self._wait(process, log, lambda log=log: "ready" in inside.output(log))
+            self._wait(process, log, partial(self._says_ready, log))
         if ca.wait(_START_PATIENCE):
             raise LabError(f"mitmproxy's CA cannot be made:\n{inside.output('ca')}")
         for secret in ("mitmproxy-ca.pem", "mitmproxy-ca.p12"):
             os.chown(self.confdir / secret, 0, PROXY)
             (self.confdir / secret).chmod(0o640)
         self.internet_ca = self.folder / "internet-ca.pem"
-        self.internet_ca.write_bytes((internet / "ca.pem").read_bytes())
+        _publish(self.internet_ca, (internet / "ca.pem").read_bytes())
         self.proxy_ca = self.confdir / "mitmproxy-ca-cert.pem"
-        self.bundle.write_bytes(self.proxy_ca.read_bytes() + self.internet_ca.read_bytes())
+        _publish(self.bundle, self.proxy_ca.read_bytes() + self.internet_ca.read_bytes())
 
     def _folder(self, name: str, owner: int = 0, mode: int = 0o755) -> Path:
         folder = self.folder / name
@@ -291,7 +292,7 @@ class Lab:
     def write_policy(self, text: str) -> None:
         """Replace the policy file, which only root may write."""
         new = self.policy_file.with_suffix(".new")
-        new.write_text(text)
+        _publish(new, text.encode())
         new.replace(self.policy_file)
 
     def egress_policy(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -335,6 +336,9 @@ class Lab:
 
     def _mitmdump(self) -> Path:
         return Path(sys.prefix, "bin", "mitmdump")
+
+    def _says_ready(self, log: str) -> bool:
+        return "ready" in self.output(log)
 
     def _listens(self, process: subprocess.Popen[bytes]) -> bool:
         if not self._inside.has_entered(process, "host"):
@@ -457,6 +461,11 @@ class Lab:
         if ipv6 is not None:
             inside.ip(container, f"address add {ipv6}/64 dev eth0 nodad", "route add default via fd88::1")
         return container
+
+
+def _publish(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    path.chmod(0o644)
 
 
 def _leave(number: int, _frame: FrameType | None) -> NoReturn:

@@ -10,15 +10,22 @@ Prints `ready` and waits for the end of standard input, so that the namespace ca
 """
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+_REACHABLE = stat.S_IXOTH
+_READABLE = stat.S_IROTH
+_LISTED = stat.S_IROTH | stat.S_IXOTH
+# Nobody needs it, and it may be large.
+_LEFT_OUT = {".git"}
+
 
 def expose(paths: Iterable[Path]) -> None:
-    """Make directories reachable and readable for every user, at the paths that they have."""
+    """Make folders reachable and readable for every user, at the paths that they have."""
     # Opened before anything is mounted over them: the descriptors still lead there afterwards.
     opened = {path: os.open(path, os.O_PATH | os.O_DIRECTORY) for path in paths}
     for path in sorted(opened, key=lambda path: len(path.parts)):
@@ -29,30 +36,34 @@ def _expose(path: Path, source: int) -> None:
     hidden = False
     for folder in (*reversed(path.parents), path):
         if not folder.exists():
-            folder.mkdir(mode=0o755)  # only below a folder that was covered
+            folder.mkdir()  # only below a folder that was covered
             hidden = True
-        elif not _is_open(folder.stat(), stat.S_IROTH | stat.S_IXOTH if folder == path else stat.S_IXOTH):
+        elif not _is_open(folder, _LISTED if folder == path else _REACHABLE):
             _mount("-t", "tmpfs", "-o", "mode=0755", "egress-policy-lab", str(folder))
             hidden = True
-    if not hidden:
-        return
-    if _is_open(os.stat(source), stat.S_IROTH | stat.S_IXOTH):
-        _bind(f"/proc/self/fd/{source}", path, source)
-        return
-    for name in os.listdir(f"/proc/self/fd/{source}"):
-        _bind_entry(Path(f"/proc/self/fd/{source}", name), path / name, source)
+    if hidden:
+        _fill(path, Path(f"/proc/self/fd/{source}"), source)
 
 
-def _bind_entry(source: Path, target: Path, descriptor: int) -> None:
-    """Bind one entry of a closed folder; symbolic links cannot be bound, and are made anew."""
-    if source.is_symlink():
-        target.symlink_to(source.readlink())
+def _fill(folder: Path, source: Path, descriptor: int) -> None:
+    """Bind a folder if it is open; else go through it, and copy the files that are closed (a umask of 077)."""
+    if _is_open(source, _LISTED):
+        _bind(source, folder, descriptor)
         return
-    if source.is_dir():
-        target.mkdir()
-    else:
-        target.touch()
-    _bind(str(source), target, descriptor)
+    for entry in source.iterdir():
+        target = folder / entry.name
+        if entry.is_symlink():
+            target.symlink_to(entry.readlink())
+        elif entry.is_dir():
+            if entry.name not in _LEFT_OUT:
+                target.mkdir()
+                _fill(target, entry, descriptor)
+        elif _is_open(entry, _READABLE):
+            target.touch()
+            _bind(entry, target, descriptor)
+        elif entry.is_file():
+            shutil.copyfile(entry, target)
+            target.chmod(0o755 if entry.stat().st_mode & stat.S_IXUSR else 0o644)
 
 
 def cover_file(target: Path, source: Path) -> None:
@@ -61,8 +72,8 @@ def cover_file(target: Path, source: Path) -> None:
         _mount("--bind", str(source), str(target))
 
 
-def _bind(source: str, target: Path, descriptor: int) -> None:
-    _mount("--rbind", source, str(target), descriptors=(descriptor,))
+def _bind(source: Path, target: Path, descriptor: int) -> None:
+    _mount("--rbind", str(source), str(target), descriptors=(descriptor,))
 
 
 def _mount(*arguments: str, descriptors: tuple[int, ...] = ()) -> None:
@@ -70,8 +81,8 @@ def _mount(*arguments: str, descriptors: tuple[int, ...] = ()) -> None:
     subprocess.run(["mount", "--no-canonicalize", *arguments], check=True, pass_fds=descriptors)
 
 
-def _is_open(status: os.stat_result, wanted: int) -> bool:
-    return status.st_mode & wanted == wanted
+def _is_open(path: Path, wanted: int) -> bool:
+    return path.stat().st_mode & wanted == wanted
 
 
 def _main(arguments: list[str]) -> None:

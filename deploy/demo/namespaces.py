@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 _NAMES = Path("/run/netns")
 _OURS = re.compile(r"ep(\d+)(?:\.\d+)?-")
 _PATIENCE = 10.0
+# What one process of the lab writes for another must not depend on the umask of whoever started it.
+_UMASK = 0o022
 _numbers = itertools.count(1)
 
 
@@ -80,7 +82,7 @@ class Namespaces:
         command(["nsenter", f"--net={_NAMES / self.name(short)}", *write])
 
     def ip(self, short: str, *lines: str) -> None:
-        """Run ip(8) commands in a namespace; `{name}` stands for that namespace's full name."""
+        """Run ip commands in a namespace, written as `ip -batch` reads them."""
         batch = "".join(f"{line}\n" for line in lines)
         command(["ip", "-n", self.name(short), "-batch", "-"], stdin=batch)
 
@@ -90,6 +92,7 @@ class Namespaces:
         for target, content in covers.items():
             source = self.folder / Path(target).name
             source.write_text(content)
+            source.chmod(0o644)
             arguments += ["--over", target, str(source)]
         maker = subprocess.Popen(
             [
@@ -107,6 +110,7 @@ class Namespaces:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            umask=_UMASK,
         )
         with maker:
             if maker.stdout is None or maker.stdout.readline() != b"ready\n":
@@ -142,6 +146,7 @@ class Namespaces:
             timeout=timeout,
             check=False,
             start_new_session=True,
+            umask=_UMASK,
         )
 
     def start(
@@ -167,6 +172,7 @@ class Namespaces:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for us; we end the others
+                umask=_UMASK,
             )
         self._processes.append(process)
         return process
@@ -178,7 +184,7 @@ class Namespaces:
     def has_entered(self, process: subprocess.Popen[bytes], ns: str) -> bool:
         """Tell whether a started process is in its network namespace yet."""
         try:
-            inside = os.stat(f"/proc/{process.pid}/ns/net").st_ino
+            inside = Path(f"/proc/{process.pid}/ns/net").stat().st_ino
         except FileNotFoundError:
             return False
         return inside == (_NAMES / self.name(ns)).stat().st_ino

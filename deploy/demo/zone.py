@@ -1,7 +1,6 @@
 """What the demo's internet knows of each name: a JSON file that the lab writes and its servers read."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -54,4 +53,4 @@ def write_zone(path: Path, names: dict[str, Name]) -> None:
     """Replace the file at once."""
     new = path.with_suffix(".new")
     new.write_text(json.dumps({name: asdict(one) for name, one in names.items()}))
-    os.replace(new, path)
+    new.replace(path)
