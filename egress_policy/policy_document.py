@@ -275,17 +275,3 @@ class PolicyDocument(msgspec.Struct, forbid_unknown_fields=True):
     scopes: dict[ScopeName, ScopeDocument] = {}
     trust: dict[Name, list[EntryDocument]] = {}
     intents: dict[Name, dict[Name, RuleDocument]] | None = None
-
-
-def json_schema() -> dict[str, object]:
-    """Return the JSON Schema (draft 2020-12) of the policy file.
-
-    `egress_policy/policy.schema.json` is what `make schema` writes of it.
-    """
-
-    def describe(leaf: type) -> dict[str, object]:
-        found = LEAVES[leaf]
-        return {"type": "string", "description": found.expected, **found.schema}
-
-    schema = msgspec.json.schema(PolicyDocument, schema_hook=describe)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "egress-policy", **schema}

@@ -1,0 +1,261 @@
+"""One request through all the steps: nothing goes on that the kernel has not taken and the log does not have."""
+
+import asyncio
+import ipaddress
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from egress_policy.audit import AuditLog, Record, read_records
+from egress_policy.authorizer import Authorizer
+from egress_policy.caller import Caller
+from egress_policy.denial import Deny, DenyCode
+from egress_policy.destination import Address, Destination
+from egress_policy.firewall import MAX_TIMEOUT, Elements, FirewallError
+from egress_policy.grant import Resolution
+from egress_policy.http_request import AccessRequest
+from egress_policy.ledger import LiveGrant
+from egress_policy.records import Asked
+from egress_policy.resolver import ResolutionFailedError, Resolver
+from tests.policies import NAMESERVER, policy
+
+ONE, TWO = ipaddress.ip_address("93.184.216.34"), ipaddress.ip_address("93.184.216.35")
+
+
+class FakeElements(Elements):
+    """The kernel's sets in memory: refuses what the kernel would, and can be told to refuse all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: dict[tuple[Address, int], tuple[float, str]] = {}
+        self.calls = 0
+        self.refuse = False
+
+    async def insert(
+        self, name: str, sockets: Sequence[tuple[Address, int]], timeout: float, comment: str
+    ) -> None:
+        assert name == "developer-sandbox"
+        assert 0 < timeout <= MAX_TIMEOUT
+        assert sockets
+        self.calls += 1
+        await asyncio.sleep(0)
+        if self.refuse:
+            raise FirewallError("told to refuse")
+        self.held.update(dict.fromkeys(sockets, (timeout, comment)))
+
+
+class FakeResolver(Resolver):
+    """Answers what it is told, and counts."""
+
+    def __init__(self) -> None:
+        super().__init__([NAMESERVER], 1.0)
+        self.answer = Resolution((ONE,), ttl=60)
+        self.calls = 0
+
+    async def resolve(self, host: str) -> Resolution:
+        self.calls += 1
+        await asyncio.sleep(0)
+        if host == "silent.example":
+            raise ResolutionFailedError("nobody answers")
+        return self.answer
+
+
+class World:
+    """An authorizer with everything around it that a test looks at. The clock is set by hand."""
+
+    def __init__(self, path: Path, max_destinations: int = 3) -> None:
+        self.now = 1000.0
+        self.path = path
+        self.elements, self.resolver = FakeElements(), FakeResolver()
+        self.audit = AuditLog(str(path))
+        self.ended: list[LiveGrant] = []
+        self.authorizer = Authorizer(
+            policy(max_destinations),
+            self.resolver,
+            self.elements,
+            self.audit,
+            self.ended.append,
+            lambda: self.now,
+        )
+
+    async def ask(
+        self, host: str = "a.example", field: bytes = b"sandbox-alice", agent: str = "alice"
+    ) -> str:
+        """Ask for a page; return the code of the refusal, or `permit`."""
+        request = AccessRequest(agent, Destination(host, 443), (field,) if field else (), "GET", "/", 0)
+        verdict = await self.authorizer.authorize(Asked(Caller(agent, uid=61001), request))
+        assert (verdict.live is None) == (verdict.record.outcome != "permit")
+        return verdict.record.code or "permit"
+
+    def records(self, event: str) -> list[Record]:
+        return [record for record in read_records(str(self.path)) if record.event == event]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "audit.jsonl")
+
+
+async def test_a_permitted_request_is_granted_in_the_kernel_and_on_record(world: World) -> None:
+    assert await world.ask() == "permit"
+    (grant,), (decision,) = world.records("grant"), world.records("decision")
+    assert world.elements.held == {(ONE, 443): (3600.0, f"{grant.id} sandbox-alice a.example")}
+    assert decision.outcome == "permit"
+    assert decision.addresses == grant.addresses == (str(ONE),)
+
+
+async def test_the_grant_is_on_record_before_it_is_in_the_kernel(world: World) -> None:
+    world.elements.refuse = True
+    assert await world.ask() == "grant_failed"
+    assert [record.event for record in read_records(str(world.path))] == ["grant", "revoke", "decision"]
+    assert len(world.authorizer.ledger) == 0
+
+
+async def test_a_second_request_asks_neither_dns_nor_the_kernel(world: World) -> None:
+    await world.ask()
+    world.now += 59
+    assert await world.ask() == "permit"
+    assert (world.resolver.calls, world.elements.calls) == (1, 1)
+    assert len(world.records("decision")) == 2
+
+
+async def test_after_the_answer_s_ttl_dns_is_asked_again_and_the_end_stays(world: World) -> None:
+    await world.ask()
+    world.now += 60
+    assert await world.ask() == "permit"
+    assert (world.resolver.calls, world.elements.calls) == (2, 1)
+    (live,) = world.authorizer.ledger
+    assert live.deadline == 1000.0 + 3600
+
+
+async def test_a_name_that_moved_opens_its_new_address_until_the_old_end(world: World) -> None:
+    await world.ask()
+    world.now += 600
+    world.resolver.answer = Resolution((TWO,), ttl=60)
+    assert await world.ask() == "permit"
+    assert world.elements.held[TWO, 443][0] == 3000.0
+    (live,) = world.authorizer.ledger
+    assert live.grant.addresses == (TWO, ONE)
+    assert live.pin == TWO
+    assert {record.id for record in world.records("grant")} == {live.grant.id}
+
+
+async def test_a_name_that_moved_to_a_private_address_is_denied(world: World) -> None:
+    """Rebinding: the second look-up is checked like the first."""
+    await world.ask()
+    world.now += 60
+    world.resolver.answer = Resolution((ipaddress.ip_address("10.0.0.1"),), ttl=60)
+    assert await world.ask() == "address_denied"
+
+
+async def test_a_ttl_of_zero_serves_one_request(world: World) -> None:
+    world.resolver.answer = Resolution((ONE,), ttl=0)
+    assert await world.ask() == "permit"
+    assert await world.ask() == "permit"
+    assert world.resolver.calls == 2
+
+
+async def test_a_request_cannot_lengthen_a_grant(world: World) -> None:
+    await world.ask(field=b"sandbox-alice;ttl=100")
+    world.now += 50
+    await world.ask(field=b"sandbox-alice;ttl=3600")
+    (live,) = world.authorizer.ledger
+    assert live.deadline == 1100.0
+
+
+async def test_a_grant_ends_on_record_and_whoever_cuts_connections_is_told(world: World) -> None:
+    await world.ask(field=b"sandbox-alice;ttl=100")
+    world.now += 99.9
+    world.authorizer.end_due()
+    assert world.ended == []
+    world.now += 0.1
+    world.authorizer.end_due()
+    assert [live.grant.id for live in world.ended] == [record.id for record in world.records("expire")]
+    assert len(world.ended) == 1
+
+
+async def test_after_its_end_a_request_is_decided_afresh(world: World) -> None:
+    await world.ask(field=b"sandbox-alice;ttl=100")
+    world.now += 100
+    await world.ask(field=b"sandbox-alice;ttl=100")
+    first, second = world.records("grant")
+    assert first.id != second.id
+    assert [record.id for record in world.records("expire")] == [first.id]
+
+
+async def test_grants_are_one_agent_s_and_one_intent_s(world: World) -> None:
+    await world.ask()
+    await world.ask(field=b"sandbox-alice;intent=develop")
+    await world.ask(field=b"", agent="bob")
+    assert len({record.id for record in world.records("grant")}) == 3
+
+
+async def test_a_shared_element_lives_until_the_last_of_its_grants_ends(world: World) -> None:
+    await world.ask(field=b"sandbox-alice;intent=develop")
+    await world.ask(field=b"", agent="bob")
+    timeout, comment = world.elements.held[ONE, 443]
+    assert timeout == 4 * 3600
+    assert " sandbox-alice " in comment
+
+
+async def test_requests_that_come_together_share_one_look_up_and_one_grant(world: World) -> None:
+    assert await asyncio.gather(*(world.ask() for _ in range(20))) == ["permit"] * 20
+    assert (world.resolver.calls, world.elements.calls, len(world.records("grant"))) == (1, 1, 1)
+
+
+async def test_requests_that_come_together_cannot_outgrow_the_scope(tmp_path: Path) -> None:
+    """Each would have found room before the others were granted."""
+    world = World(tmp_path / "audit.jsonl", max_destinations=2)
+    outcomes = await asyncio.gather(*(world.ask(f"{number}.example") for number in range(5)))
+    assert sorted(outcomes) == ["permit"] * 2 + ["quota_exceeded"] * 3
+
+
+async def test_what_cannot_be_resolved_fails_without_a_grant(world: World) -> None:
+    assert await world.ask("silent.example") == "resolution_failed"
+    assert world.records("decision")[0].outcome == "fail"
+    assert (world.elements.calls, world.records("grant")) == (0, [])
+
+
+async def test_a_denied_request_is_never_looked_up(world: World) -> None:
+    for host, field in (
+        ("x.bad.example", b"sandbox-alice"),
+        ("a.example", b"sandbox-bob"),
+        ("a.example", b""),
+    ):
+        assert await world.ask(host, field) != "permit"
+    assert (world.resolver.calls, world.elements.calls) == (0, 0)
+
+
+async def test_a_malformed_request_is_on_record(world: World) -> None:
+    deny = Deny(DenyCode.REQUEST_MALFORMED, "two hosts")
+    verdict = await world.authorizer.authorize(
+        Asked(Caller("alice"), deny, method="GET", host="a.example", port=80)
+    )
+    assert verdict.live is None
+    (record,) = world.records("decision")
+    assert (record.outcome, record.code, record.host) == ("deny", "request_malformed", "a.example")
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["new destination", "granted destination"])
+async def test_what_cannot_be_put_on_record_is_not_permitted(tmp_path: Path, known: bool) -> None:
+    world = World(tmp_path / "audit.jsonl")
+    if known:
+        await world.ask()
+    world.path.unlink()
+    world.path.mkdir()
+    assert await world.ask() == "audit_failed"
+    assert len(world.authorizer.ledger) == known
+
+
+async def test_a_grant_taken_over_keeps_its_id_and_is_looked_up_again(world: World) -> None:
+    await world.ask()
+    (live,) = world.authorizer.ledger
+    successor = World(world.path)
+    successor.authorizer.take_over(live.grant, 60.0)
+    assert await successor.ask() == "permit"
+    assert successor.resolver.calls == 1
+    assert len(world.records("grant")) == 1
+    successor.now += 60
+    successor.authorizer.end_due()
+    assert [record.id for record in world.records("expire")] == [live.grant.id]
