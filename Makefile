@@ -25,7 +25,9 @@ bench: set-up ## side by side with what a user would pick instead; as root
 	@$(python) -m benchmarks
 
 schema: set-up-python ## write the policy file's JSON Schema anew, from the types
-	@$(python) -m egress_policy.policy_schema > egress_policy/policy.schema.json
+	@$(python) -c 'import json; from egress_policy.policy_document import json_schema; \
+	    print(json.dumps(json_schema(), indent=2))' > policy.schema.json.new
+	@mv policy.schema.json.new egress_policy/policy.schema.json
 
 lock: ## pin the dependencies of pyproject.toml anew (needs uv); LOCK=--upgrade takes the newest
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --extra dev --universal \
