@@ -25,8 +25,7 @@ bench: set-up ## side by side with what a user would pick instead; as root
 	@$(python) -m benchmarks
 
 schema: set-up-python ## write the policy file's JSON Schema anew, from the types
-	@$(python) -c 'import json; from egress_policy.policy_document import json_schema; \
-	    print(json.dumps(json_schema(), indent=2))' > policy.schema.json.new
+	@$(python) -m egress_policy.policy_schema > policy.schema.json.new
 	@mv policy.schema.json.new egress_policy/policy.schema.json
 
 lock: ## pin the dependencies of pyproject.toml anew (needs uv); LOCK=--upgrade takes the newest

@@ -117,16 +117,22 @@ choose_python() {
     fail "no Python 3.12, 3.13 or 3.14 with venv was found." "${remedy[@]}"
 }
 
-# What .venv was made from. A virtual environment holds its own path, so a moved clone makes it anew.
-wanted_stamp() {
-    printf '%s\n' "$PWD" "${PYTHON:-}"
-    cat pyproject.toml constraints.txt
+# What .venv was made from: its first line, and in the second the interpreter. A virtual environment holds its own
+# path, so a moved clone makes it anew; the tools' settings, from [tool.pytest…] on, change nothing in it.
+fingerprint() {
+    { printf '%s\n' "$PWD"; sed '/^\[tool\.pytest/,$d' pyproject.toml; cat constraints.txt; } | sha256sum
+}
+
+is_set_up() {
+    local made_from made_by
+    [[ -f $STAMP ]] && { read -r made_from && read -r made_by; } <"$STAMP" || return 1
+    [[ $made_from == "$(fingerprint)" ]] || return 1
+    [[ -z ${PYTHON:-} || $(type -P "$PYTHON") == "$made_by" ]] || return 1
+    "$VENV/bin/python" -c '' 2>/dev/null
 }
 
 set_up_python() {
-    local stamp
-    stamp=$(wanted_stamp | sha256sum)
-    if [[ -f $STAMP && $(<"$STAMP") == "$stamp" ]] && "$VENV/bin/python" -c '' 2>/dev/null; then return; fi
+    is_set_up && return
     choose_python
     say "Python $version, $python"
     say "making $VENV"
@@ -139,7 +145,7 @@ set_up_python() {
         "They come from a Python package index: is it reachable from here?" \
         "A mirror or a proxy is set in pip's own configuration (pip help config)."
     "${pip[@]}" --no-deps --no-build-isolation --editable . || fail "this project could not be installed into $VENV; pip's message is above."
-    printf '%s\n' "$stamp" >"$STAMP"
+    printf '%s\n' "$(fingerprint)" "$python" >"$STAMP"
 }
 
 # --- The system ---------------------------------------------------------------------------------------------
