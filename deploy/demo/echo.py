@@ -92,7 +92,8 @@ def answer(request: Request) -> Answer:
         "body_length": request.body_length,
         "trailers": request.trailers,
     }
-    body = json.dumps(echo, indent=2).encode() + b"\n"
+    lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in echo.items())
+    body = f"{{\n{lines}\n}}\n".encode()
     return Answer("application/json", len(body), _once(body))
 
 

@@ -12,7 +12,7 @@ PATIENCE = 3.0
 
 
 def probe(protocol: str, host: str, port: int) -> str:
-    """Connect and wait for a first answer; the result is one line."""
+    """Connect, or for UDP wait for an answer; the result is one line."""
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
     begun = time.monotonic()
     try:
@@ -21,9 +21,10 @@ def probe(protocol: str, host: str, port: int) -> str:
             attempt.settimeout(PATIENCE)
             begun = time.monotonic()
             attempt.connect(address)
+            outcome = "connected"
             if protocol == "udp":
                 attempt.send(b"hello")
-            outcome = f"answered {attempt.recv(1024)!r}"
+                outcome = f"answered {attempt.recv(1024)!r}"
     except TimeoutError:
         outcome = "hangs"
     except OSError as error:
