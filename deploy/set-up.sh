@@ -16,7 +16,7 @@ readonly MINORS=(13 12 14)
 readonly VENV=.venv STAMP=.venv/set-up.stamp
 
 # program:Debian package that brings it
-readonly PROGRAMS=(nft:nftables ip:iproute2 ss:iproute2 setpriv:util-linux unshare:util-linux curl:curl)
+readonly PROGRAMS=(nft:nftables ip:iproute2 setpriv:util-linux nsenter:util-linux unshare:util-linux mount:mount curl:curl)
 
 say() { printf 'set-up: %s\n' "$*"; }
 
