@@ -51,7 +51,7 @@ def load(path: Path, today: date | None = None) -> Loaded:
     """Read a policy file with its feeds, and collect warnings. Raises PolicyFileError."""
     source = Source(path)
     document = source.decode()
-    if document is None or source.errors:
+    if document is None:
         raise PolicyFileError(source.errors)
     policy = _Builder(source, document, today or datetime.now(UTC).date()).build()
     if source.errors:
@@ -119,9 +119,7 @@ class _Builder:
                 if scope not in self._document.scopes:
                     self._source.error((*path, "scopes", index), f"there is no scope {scope} in this policy")
             if document.default_scope is not None and document.default_scope not in document.scopes:
-                self._source.error(
-                    (*path, "default_scope"), f"is not among the agent's scopes: {document.scopes}"
-                )
+                self._source.error((*path, "default_scope"), "is not among the agent's scopes")
             user: Any = document.user
             source: Any = document.source
             loopback: Any = document.loopback

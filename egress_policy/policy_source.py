@@ -56,9 +56,12 @@ class Source:
         self.warnings: list[PolicyError] = []
         self._marks: dict[Place, tuple[int, int]] = {}
         self._nodes = 0
+        self._broken: list[Place] = []
 
     def error(self, path: Place, message: str) -> None:
-        self.errors.append(self._at(path, message))
+        """Note an error in what could be decoded; where a part of it could not, that was said already."""
+        if not any(_contains(path, broken) or _contains(broken, path) for broken in self._broken):
+            self.errors.append(self._at(path, message))
 
     def warning(self, path: Place, message: str) -> None:
         self.warnings.append(self._at(path, message))
@@ -70,20 +73,22 @@ class Source:
         try:
             data = self.path.read_bytes()
             if len(data) > _MAX_SIZE:
-                self.error((), f"the file is larger than {_MAX_SIZE} bytes: long lists belong into feeds")
+                self._undecodable(
+                    (), f"the file is larger than {_MAX_SIZE} bytes: long lists belong into feeds"
+                )
                 return None
             node = yaml.compose(data.decode(), Loader=yaml.SafeLoader)
         except OSError as error:
-            self.error((), f"cannot be read: {error.strerror}")
+            self._undecodable((), f"cannot be read: {error.strerror}")
             return None
         except UnicodeDecodeError as error:
-            self.error((), f"is not UTF-8 (byte {error.start})")
+            self._undecodable((), f"is not UTF-8 (byte {error.start})")
             return None
         except (yaml.YAMLError, RecursionError) as error:
             self._yaml_error(error)
             return None
         if node is None:
-            self.error((), "the file is empty: a policy starts with `version: 1`")
+            self._undecodable((), "the file is empty: a policy starts with `version: 1`")
             return None
         value = self._struct(PolicyDocument, node, ())
         return value if isinstance(value, PolicyDocument) else None
@@ -93,7 +98,11 @@ class Source:
         if mark is not None:
             self._marks[()] = (mark.line + 1, mark.column + 1)
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "nested too deeply"
-        self.error((), f"not YAML: {problem}")
+        self._undecodable((), f"not YAML: {problem}")
+
+    def _undecodable(self, path: Place, message: str) -> None:
+        self._broken.append(path)
+        self.errors.append(self._at(path, message))
 
     def _mark(self, path: Place) -> tuple[int, int]:
         while path and path not in self._marks:
@@ -126,14 +135,14 @@ class Source:
 
     def _pairs(self, node: yaml.Node, path: Place) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
         if not isinstance(node, yaml.MappingNode):
-            self.error(path, "must be a mapping, `key: value`")
+            self._undecodable(path, "must be a mapping, `key: value`")
             return
         seen: set[str] = set()
         for key, value in node.value:
             name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
             self._marks[(*path, name)] = (key.start_mark.line + 1, key.start_mark.column + 1)
             if name in seen:
-                self.error((*path, name), "is there twice")
+                self._undecodable((*path, name), "is there twice")
                 continue
             seen.add(name)
             yield name, key, value
@@ -141,21 +150,23 @@ class Source:
     def _struct(self, kind: type[msgspec.Struct], node: yaml.Node, path: Place) -> Any:  # noqa: ANN401
         self._marks.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))
         hints = typing.get_type_hints(kind, include_extras=True)
+        # What cannot be decoded takes its default, or nothing: the rest is checked all the same.
         values: dict[str, object] = {}
-        before = len(self.errors)
         for name, _, value in self._pairs(node, path):
             if name not in hints:
                 close = difflib.get_close_matches(name, hints, 1)
                 known = f"did you mean {close[0]}?" if close else f"known are {', '.join(hints)}"
-                self.error((*path, name), f"unknown key; {known}")
+                self._undecodable((*path, name), f"unknown key; {known}")
                 continue
-            values[name] = self._value(hints[name], value, (*path, name))
-        required = [one.encode_name for one in msgspec.structs.fields(kind) if one.required]
-        if isinstance(node, yaml.MappingNode):
-            for name in required:
-                if name not in values:
-                    self.error(path, f"the key `{name}` is missing")
-        return kind(**values) if len(self.errors) == before else None
+            decoded = self._value(hints[name], value, (*path, name))
+            if decoded is not None:
+                values[name] = decoded
+        for field in msgspec.structs.fields(kind):
+            if field.required and field.name not in values:
+                values[field.name] = [] if typing.get_origin(field.type) is list else None
+                if (*path, field.name) not in self._marks and isinstance(node, yaml.MappingNode):
+                    self._undecodable(path, f"the key `{field.name}` is missing")
+        return kind(**values)
 
     def _mapping(self, key_kind: Any, kind: Any, node: yaml.Node, path: Place) -> dict[str, Any]:  # noqa: ANN401
         values: dict[str, Any] = {}
@@ -166,19 +177,19 @@ class Source:
 
     def _list(self, kind: Any, node: yaml.Node, path: Place) -> list[Any]:  # noqa: ANN401
         if not isinstance(node, yaml.SequenceNode):
-            self.error(path, "must be a list")
+            self._undecodable(path, "must be a list")
             return []
         return [self._value(kind, item, (*path, index)) for index, item in enumerate(node.value)]
 
     def _leaf(self, kind: Any, node: yaml.Node, path: Place) -> Any:  # noqa: ANN401
         if not isinstance(node, yaml.ScalarNode):
-            self.error(path, "must be a single value")
+            self._undecodable(path, "must be a single value")
             return None
         text: object = node.value
         if node.tag == "tag:yaml.org,2002:int" and not (isinstance(kind, type) and kind in LEAVES):
             text = int(node.value) if node.value.isdecimal() else node.value
         elif node.tag == "tag:yaml.org,2002:null":
-            self.error(path, "has no value")
+            self._undecodable(path, "has no value")
             return None
         return self._converted(kind, text, path)
 
@@ -194,8 +205,12 @@ class Source:
             because = (
                 f" ({said})" if said and not said.startswith(("Invalid isoformat", "month", "day")) else ""
             )
-            self.error(path, f"{_quoted(value)} is not {expected}{because}")
+            self._undecodable(path, f"{_quoted(value)} is not {expected}{because}")
             return None
+
+
+def _contains(path: Place, inner: Place) -> bool:
+    return inner[: len(path)] == path
 
 
 def _shown(path: Place) -> str:
