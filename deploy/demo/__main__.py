@@ -5,6 +5,7 @@
 Exits with 1 if anything did not happen as the transcript says it should.
 """
 
+import os
 import re
 import shlex
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from deploy.demo.lab import Lab
 from deploy.demo.namespaces import ROOT, LabError
-from deploy.demo.transcript import Checks, Result, Scene, last_lines, lines_with
+from deploy.demo.transcript import Checks, Result, Scene, last_lines, lines_with, spaced_json
 
 AT_ONCE = 0.5
 """Seconds within which a refusal counts as noticed at once."""
@@ -92,7 +93,7 @@ class Demo:
         time.sleep(2)
         second = self._time_left()
         yield first is not None and second is not None and first - second > 1, "its time runs down"
-        self._scene.run("root", ["tail", "-n", "2", "audit/audit.jsonl"])
+        self._scene.run("root", ["tail", "-n", "2", "audit/audit.jsonl"], form=spaced_json)
         events = [(record["event"], record.get("outcome")) for record in self._lab.audit()[-2:]]
         yield events == [("grant", None), ("decision", "permit")], "the grant and the decision are on record"
 
@@ -153,7 +154,7 @@ class Demo:
         cut = self._scene.run("alice-claude", ["curl", "-sSN", "-H", scope, url], form=last_lines(3))
         yield "line 1\n" in cut.output, "the endless stream flowed"
         yield (
-            cut.status != 0 and 4 < cut.seconds < 7,
+            cut.status != 0 and 4 < cut.seconds < 10,
             f"it was cut after {cut.seconds:.1f} s; its ttl was 5 s",
         )
         grants = self._list_grants()
@@ -173,9 +174,9 @@ class Demo:
             self._scene.curl("alice-claude", "https://docs.example/", scope="sandbox-alice", keys=()),
             self._scene.probe("alice-claude", "tcp", ipv4, 443),
         ]
+        by_name, by_address = refused
         yield (
-            all(_HTTP not in one.output and "connected" not in one.output for one in refused)
-            and all(one.seconds < 2 for one in refused),
+            by_name.answer[0] == 0 and "refused" in by_address.output and by_name.seconds < 2,
             "the agent gets nowhere, its live grant notwithstanding",
         )
         free = self._scene.curl("visitor", "https://docs.example/", keys=("local",))
@@ -191,9 +192,6 @@ class Demo:
             r'expires (\S+) comment "[-0-9a-f]{36} sandbox-alice docs\.example"', self._list_grants()
         )
         return _seconds(found[1]) if found else None
-
-
-_HTTP = "HTTP/"
 
 
 def _is_denied(result: Result, code: str) -> bool:
@@ -232,5 +230,9 @@ if __name__ == "__main__":
     except LabError as error:
         sys.exit(f"demo: {error}")
     except KeyboardInterrupt:
-        print("\nInterrupted; nothing is left on this machine.")
+        print("\nInterrupted; nothing of it is left on this machine.", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read the transcript has left; Python would complain once more when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -192,7 +192,7 @@ class Lab:
             for log, (module, *rest) in servers.items()
         }
         for log, process in started.items():
-            self._wait(process, log, partial(self._says_ready, log))
+            self.wait(process, log, partial(self._says_ready, log))
         if ca.wait(_START_PATIENCE):
             raise LabError(f"mitmproxy's CA cannot be made:\n{inside.output('ca')}")
         for secret in ("mitmproxy-ca.pem", "mitmproxy-ca.p12"):
@@ -327,7 +327,7 @@ class Lab:
         """
         command = self.proxy_command(*options, script=script)
         process = self.start(command, uid=PROXY, caps=("net_admin",), log=log)
-        self._wait(process, log, lambda: self._listens(process))
+        self.wait(process, log, lambda: self.listens(process, PROXY_PORT, DNS_PORT))
         return process
 
     def audit(self) -> list[dict[str, Any]]:
@@ -340,13 +340,15 @@ class Lab:
     def _says_ready(self, log: str) -> bool:
         return "ready" in self.output(log)
 
-    def _listens(self, process: subprocess.Popen[bytes]) -> bool:
+    def listens(self, process: subprocess.Popen[bytes], tcp: int, udp: int | None = None) -> bool:
+        """Tell whether these ports are taken on the agent host, in which a process was started."""
         if not self._inside.has_entered(process, "host"):
             return False
-        wanted = {"tcp6": PROXY_PORT, "udp": DNS_PORT, "udp6": DNS_PORT}
-        return all(port in _bound_ports(process.pid, table) for table, port in wanted.items())
+        bound = partial(_bound_ports, process.pid)
+        return tcp in bound("tcp") | bound("tcp6") and (udp is None or udp in bound("udp") & bound("udp6"))
 
-    def _wait(self, process: subprocess.Popen[bytes], log: str, ready: Callable[[], bool]) -> None:
+    def wait(self, process: subprocess.Popen[bytes], log: str, ready: Callable[[], bool]) -> None:
+        """Wait until a started process is ready. Raises LabError with its output if it ends, or after 20 s."""
         until = time.monotonic() + _START_PATIENCE
         while not ready():
             if process.poll() is not None:

@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 from deploy.demo.lab import ALICE, OTHER, PROXY, Lab
 from deploy.demo.namespaces import LabError
 
-WIDTH = 150
-"""Characters of a line of output that are shown."""
+WIDTH = 116
+"""Characters of a line of output; longer ones go on in the next."""
 
 UIDS = {"root": 0, "alice-claude": ALICE, "visitor": OTHER, "egress-proxy": PROXY}
 
@@ -76,7 +77,8 @@ class Scene:
         done = self.lab.run(argv, uid=UIDS[who])
         result = Result(done.stdout + done.stderr, done.returncode, time.monotonic() - begun)
         for line in form(result.output):
-            self._print(f"     {line if len(line) <= WIDTH else line[: WIDTH - 1] + '…'}", "2")
+            for part in _wrapped(line):
+                self._print(f"     {part}", "2")
         if result.status:
             self._print(f"     (exit status {result.status} after {result.seconds:.1f} s)", "2")
         return result
@@ -107,7 +109,11 @@ class Scene:
         self._print(f"   {'✓' if expected else '✗'} {sentence}", "32" if expected else "31;1")
 
     def _print(self, text: str, colour: str) -> None:
-        print(f"\033[{colour}m{text}\033[0m" if self._colours else text, flush=True)
+        print(f"\033[{colour}m{text}\033[0m" if self._colours else text.rstrip(), flush=True)
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, WIDTH, subsequent_indent="       ", break_on_hyphens=False) or [""]
 
 
 def lines_with(*words: str) -> Format:
@@ -115,6 +121,15 @@ def lines_with(*words: str) -> Format:
     return lambda output: (
         line.strip() for line in output.splitlines() if any(word in line for word in words)
     )
+
+
+def spaced_json(output: str) -> Iterator[str]:
+    """Show lines of JSON so that they can be wrapped."""
+    for line in output.splitlines():
+        try:
+            yield json.dumps(json.loads(line), ensure_ascii=False)
+        except ValueError:
+            yield line
 
 
 def last_lines(count: int) -> Format:
@@ -140,4 +155,4 @@ def _answer(output: str, keys: frozenset[str]) -> Iterator[str]:
         return
     for key, value in decoded.items():
         if key in keys:
-            yield f"  {key}: {json.dumps(value, ensure_ascii=False)}"
+            yield f"  {key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
