@@ -4,6 +4,9 @@
 python := .venv/bin/python
 checked := egress_policy addons $(wildcard deploy/demo tests benchmarks)
 
+# Debian keeps nft and ip there, and not every user's PATH names it.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench schema lock clean set-up set-up-python
 
