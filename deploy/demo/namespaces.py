@@ -55,6 +55,7 @@ class Namespaces:
         closing.callback(shutil.rmtree, self.folder, ignore_errors=True)
         self.folder.chmod(0o755)
         (self.folder / "log").mkdir()
+        closing.callback(self._reap)
         self.environment: dict[str, str] = {
             "HOME": "/tmp",
             "LANG": "C.UTF-8",
@@ -189,6 +190,11 @@ class Namespaces:
             return False
         return inside == (_NAMES / self.name(ns)).stat().st_ino
 
+    def _reap(self) -> None:
+        """Wait for the processes that were killed with their namespaces."""
+        for process in self._processes:
+            process.wait(_PATIENCE)
+
     def _command(self, argv: Sequence[str | Path], uid: int, ns: str, caps: Sequence[str]) -> list[str]:
         enter = ["nsenter", f"--net={_NAMES / self.name(ns)}"]
         if self._mounts is not None:
@@ -245,6 +251,4 @@ def _remove(namespace: str, started: Sequence[subprocess.Popen[bytes]]) -> None:
         if time.monotonic() > until:
             raise LabError(f"processes {', '.join(pids)} in the namespace {namespace} cannot be killed")
         time.sleep(0.02)
-    for process in started:
-        process.poll()
     command(["ip", "netns", "delete", namespace])
