@@ -191,7 +191,7 @@ class Trust:
     def direct_networks(self) -> list[tuple[Network, int]]:
         """List the network and port pairs that the kernel passes by itself: known-good without inspection.
 
-        A more specific entry of another kind inside such a network is cut out of it.
+        An entry of another kind for the same network or one inside it is cut out.
         """
         direct: list[tuple[Network, int]] = []
         for entry in self.cidrs:
@@ -254,9 +254,9 @@ def _within(address: Address, network: Network) -> bool:
 
 def _inside(inner: Network, outer: Network) -> bool:
     if isinstance(inner, ipaddress.IPv4Network) and isinstance(outer, ipaddress.IPv4Network):
-        return inner.prefixlen > outer.prefixlen and inner.subnet_of(outer)
+        return inner.subnet_of(outer)
     if isinstance(inner, ipaddress.IPv6Network) and isinstance(outer, ipaddress.IPv6Network):
-        return inner.prefixlen > outer.prefixlen and inner.subnet_of(outer)
+        return inner.subnet_of(outer)
     return False
 
 
@@ -268,7 +268,7 @@ def _without(network: Network, holes: Iterable[Network]) -> list[Network]:
         for part in rest:
             if _inside(hole, part):
                 remaining.extend(part.address_exclude(hole))  # type: ignore[arg-type]  # same version: _inside
-            elif part != hole and not _inside(part, hole):
+            elif not _inside(part, hole):
                 remaining.append(part)
         rest = remaining
     return rest
