@@ -57,10 +57,10 @@ PY
 
 # Prints where a Python may be, best first.
 candidates() {
-    local minor folder
+    local minor folder home=~
     for minor in "${MINORS[@]}"; do
         type -aP "python3.$minor" || true
-        for folder in "${PYENV_ROOT:-${HOME:-/root}/.pyenv}"/versions "${HOME:-/root}/.local/share/uv/python"; do
+        for folder in "${PYENV_ROOT:-$home/.pyenv}"/versions "$home/.local/share/uv/python"; do
             { compgen -G "$folder/*3.$minor.*/bin/python3.$minor" || true; } | sort -rV
         done
         compgen -G "/usr/local/bin/python3.$minor" || true
