@@ -35,7 +35,12 @@ _VERDICT = "egress-policy verdict"
 _COUNTED = "egress-policy bytes"
 # RFC 9849: the extension that hides the real server name inside an encrypted ClientHello.
 _ENCRYPTED_CLIENT_HELLO = 0xFE0D
-_NOT_DECIDED = b'{"type": "urn:egress-policy:internal_error", "title": "The request could not be decided", "status": 500}'
+# The answer that stands until the decision is made: if a hook raises, it is what the client gets.
+_UNDECIDED = http.Response.make(
+    500,
+    b'{"type": "urn:egress-policy:internal_error", "title": "The request could not be decided", "status": 500}',
+    {"content-type": "application/problem+json"},
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -82,6 +87,8 @@ class Scope:
         if not ctx.options.has_changed("termlog_verbosity"):
             # Every connection and every streamed answer is a line otherwise; the audit log has what matters.
             ctx.options.update(termlog_verbosity="warn")
+            # mitmproxy makes a record of each all the same, for whoever may listen.
+            logging.getLogger("mitmproxy.proxy").setLevel(logging.WARNING)
         self._tasks = [
             asyncio.create_task(self._or_exit(started.authorizer.end_in_time())),
             asyncio.create_task(self._or_exit(_remove_default_addons())),
@@ -181,7 +188,7 @@ class Scope:
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
         """Deny CONNECT: in a transparent proxy nobody needs it."""
-        flow.response = _undecided()
+        flow.response = _UNDECIDED
         opened = self._connection(flow.client_conn, flow.server_conn)
         deny = Deny(
             DenyCode.REQUEST_MALFORMED, "CONNECT is for forward proxies: connect to the destination itself"
@@ -190,7 +197,7 @@ class Scope:
 
     async def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Decide on a request before any of it is sent on."""
-        flow.response = _undecided()
+        flow.response = _UNDECIDED
         opened = self._connection(flow.client_conn, flow.server_conn)
         asked = _asked(opened, flow, opened.refusal or read_request(_head(opened, flow), opened.caller.agent))
         verdict = await self._started.authorizer.authorize(asked)
@@ -256,7 +263,7 @@ class Scope:
         if flow.response is not None or flow.request.stream:
             flow.request.trailers = None
             return
-        flow.response = _undecided()
+        flow.response = _UNDECIDED
         asked, verdict = flow.metadata[_VERDICT]
         length = len(flow.request.raw_content or b"")
         limit = verdict.permit.max_body
@@ -403,11 +410,6 @@ def _clean(request: http.Request) -> None:
     if not is_websocket(request.headers.fields):
         for name in ("upgrade", "http2-settings"):
             request.headers.pop(name, None)
-
-
-def _undecided() -> http.Response:
-    """Make the answer that stands until the decision is made: if a hook raises, it is what the client gets."""
-    return http.Response.make(500, _NOT_DECIDED, {"content-type": "application/problem+json"})
 
 
 def _refusal_response(flow: http.HTTPFlow, verdict: Verdict) -> http.Response:
