@@ -14,6 +14,8 @@ _GLOBAL_UNICAST_IPV6 = ipaddress.IPv6Network("2000::/3")
 _NOT_PUBLIC: tuple[tuple[Network, str], ...] = (
     (ipaddress.IPv4Network("168.63.129.16/32"), "cloud metadata"),
     (ipaddress.IPv4Network("100.64.0.0/10"), "shared address space (RFC 6598)"),
+    # Before Python 3.12.4 `is_global` held for most of it.
+    (ipaddress.IPv4Network("192.0.0.0/24"), "IETF protocol assignments, cloud metadata among them (RFC 6890)"),
     (ipaddress.IPv4Network("192.88.99.0/24"), "6to4 relay (RFC 7526)"),
     (ipaddress.IPv4Network("198.18.0.0/15"), "benchmarking, and our synthetic addresses (RFC 2544)"),
     (ipaddress.IPv4Network("224.0.0.0/4"), "multicast"),
