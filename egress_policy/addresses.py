@@ -15,7 +15,10 @@ _NOT_PUBLIC: tuple[tuple[Network, str], ...] = (
     (ipaddress.IPv4Network("168.63.129.16/32"), "cloud metadata"),
     (ipaddress.IPv4Network("100.64.0.0/10"), "shared address space (RFC 6598)"),
     # Before Python 3.12.4 `is_global` held for most of it.
-    (ipaddress.IPv4Network("192.0.0.0/24"), "IETF protocol assignments, cloud metadata among them (RFC 6890)"),
+    (
+        ipaddress.IPv4Network("192.0.0.0/24"),
+        "IETF protocol assignments, cloud metadata among them (RFC 6890)",
+    ),
     (ipaddress.IPv4Network("192.88.99.0/24"), "6to4 relay (RFC 7526)"),
     (ipaddress.IPv4Network("198.18.0.0/15"), "benchmarking, and our synthetic addresses (RFC 2544)"),
     (ipaddress.IPv4Network("224.0.0.0/4"), "multicast"),
@@ -30,7 +33,7 @@ _NOT_PUBLIC: tuple[tuple[Network, str], ...] = (
 def why_not_public(address: Address) -> str | None:
     """Say why an address is not one of the public internet, or None if it is."""
     for network, reason in _NOT_PUBLIC:
-        if address.version == network.version and address in network:
+        if address in network:
             return reason
     if isinstance(address, ipaddress.IPv6Address) and address not in _GLOBAL_UNICAST_IPV6:
         return "not global unicast (IPv4-mapped, NAT64, link-local, unique local, loopback or unassigned)"

@@ -89,7 +89,7 @@ def parse_name(text: str) -> str:
     for label in name.split("."):
         if not _LABEL.fullmatch(label):
             raise InvalidHostError(f"{_shown(text)} is not a host name")
-        if label[2:4] == "--":
+        if label.startswith("xn--"):
             _check_a_label(label)
     if _ends_in_number(name):
         raise InvalidHostError(f"{_shown(text)} would be read as an address")
@@ -116,12 +116,10 @@ def to_ascii(name: str) -> str:
 
 
 def _check_a_label(label: str) -> None:
-    """Hold a label with `--` in third place to RFC 5891 section 4.2.3.1: only a valid A-label may look so.
+    """Hold a label that looks like an A-label to be one (RFC 5890 section 2.3.2.1).
 
-    Some well-known content networks have host names such as `r3---sn-x`: those are no A-labels and pass.
+    RFC 5891 would refuse any other `--` in third place too, but content networks have names such as `r3---sn-x`.
     """
-    if not label.startswith("xn--"):
-        return
     try:
         if idna.alabel(idna.ulabel(label)) == label.encode("ascii"):
             return

@@ -126,7 +126,7 @@ class KnownBad:
     def why_address(self, address: Address) -> str | None:
         """Say which entry denies an address, or None."""
         for network in self.networks:
-            if address.version == network.version and address in network:
+            if address in network:
                 return str(network)
         for path, feed in self.feeds:
             listed = feed.find_address(address)
@@ -179,13 +179,13 @@ class Trust:
 
     def cidr_for(self, address: Address, port: int) -> CidrEntry | None:
         """Find the longest prefix with that port which covers an address."""
-        covering = [entry for entry in self.cidrs if port in entry.ports and _within(address, entry.network)]
+        covering = [entry for entry in self.cidrs if port in entry.ports and address in entry.network]
         return max(covering, key=lambda entry: entry.network.prefixlen, default=None)
 
     def names_address(self, address: Address) -> bool:
         """Tell whether any cidr entry, known-bad ones included, is about this address."""
         return self.known_bad.why_address(address) is not None or any(
-            _within(address, entry.network) for entry in self.cidrs
+            address in entry.network for entry in self.cidrs
         )
 
     def direct_networks(self) -> list[tuple[Network, int]]:
@@ -193,28 +193,22 @@ class Trust:
 
         An entry of another kind for the same network or one inside it is cut out.
         """
+        others = [entry for entry in self.cidrs if not _is_direct(entry)]
         direct: list[tuple[Network, int]] = []
-        for entry in self.cidrs:
-            if entry.level != KNOWN_GOOD or entry.inspection is not Inspection.NONE:
-                continue
+        for entry in filter(_is_direct, self.cidrs):
             for port in entry.ports:
-                inner = [
+                inner = (
                     other.network
-                    for other in self.cidrs
-                    if port in other.ports
-                    and (other.level != KNOWN_GOOD or other.inspection is not Inspection.NONE)
-                    and _inside(other.network, entry.network)
-                ]
+                    for other in others
+                    if port in other.ports and _inside(other.network, entry.network)
+                )
                 direct.extend((network, port) for network in _without(entry.network, inner))
         return direct
 
     def direct_names(self) -> list[tuple[str, int]]:
         """List the known-good names without inspection, and their ports; the addon keeps their addresses."""
         return [
-            (entry.pattern.name, port)
-            for entry in self.domains
-            if entry.level == KNOWN_GOOD and entry.inspection is Inspection.NONE
-            for port in entry.ports
+            (entry.pattern.name, port) for entry in self.domains if _is_direct(entry) for port in entry.ports
         ]
 
 
@@ -248,8 +242,8 @@ def _covering_patterns(name: str) -> Iterable[HostPattern]:
         yield HostPattern(parent, below=True)
 
 
-def _within(address: Address, network: Network) -> bool:
-    return address.version == network.version and address in network
+def _is_direct(entry: Entry) -> bool:
+    return entry.level == KNOWN_GOOD and entry.inspection is Inspection.NONE
 
 
 def _inside(inner: Network, outer: Network) -> bool:

@@ -465,13 +465,6 @@ def test_every_code_of_these_steps_was_tried() -> None:
     }
 
 
-@pytest.mark.parametrize("code", DenyCode)
-def test_status(code: DenyCode) -> None:
-    """403, save for what HTTP has a better status for."""
-    better = {DenyCode.REQUEST_MALFORMED: 400, DenyCode.BODY_TOO_LARGE: 413}
-    assert code.status == better.get(code, 403)
-
-
 @pytest.mark.parametrize(
     ("asked", "trace"),
     [

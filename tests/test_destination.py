@@ -154,8 +154,10 @@ def test_a_long_host_is_shown_short() -> None:
 
 def test_eighty_characters_are_shown_whole() -> None:
     text = "x" * 78 + ".1"
-    with pytest.raises(InvalidHostError, match=text):
+    with pytest.raises(InvalidHostError, match=f"'{text}'"):
         parse_host(text)
+    with pytest.raises(InvalidHostError, match=f"'{text[:75]}xx[.]{{3}}'"):
+        parse_host("x" + text)
 
 
 @pytest.mark.parametrize("text", ["192.0.2.1", "127.1", "0x7f000001", "2130706433", "example.7"])
@@ -203,6 +205,11 @@ def test_a_name_is_canonical(text: str) -> None:
 def test_patterns(text: str, pattern: HostPattern) -> None:
     """A policy's domain may be Unicode, and names one host or all below one."""
     assert parse_pattern(text) == pattern
+
+
+def test_patterns_as_text() -> None:
+    """As the policy writes them."""
+    assert [str(parse_pattern(text)) for text in ("API.example", "*.example")] == ["api.example", "*.example"]
 
 
 @pytest.mark.parametrize(

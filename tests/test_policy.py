@@ -2,6 +2,7 @@
 
 import ipaddress
 from collections.abc import Sequence
+from datetime import timedelta
 
 import pytest
 from hypothesis import given
@@ -13,12 +14,16 @@ from egress_policy.policy import (
     KNOWN_BAD,
     KNOWN_GOOD,
     UNKNOWN,
+    Agent,
     CidrEntry,
     DomainEntry,
     Inspection,
+    IntentRule,
     KnownBad,
     Policy,
     Proxy,
+    Resolver,
+    Sandbox,
     Trust,
 )
 
@@ -226,6 +231,16 @@ def test_all_networks_are_those_of_entries_and_feeds() -> None:
             id="the-same-the-smaller-first",
         ),
         pytest.param(
+            [cidr("10.0.0.0/31", KNOWN_GOOD, (443,), NONE), cidr("10.0.0.1/32", "vetted", (443,), NONE)],
+            ["10.0.0.0/32 443"],
+            id="another-level-without-inspection-is-cut-out",
+        ),
+        pytest.param(
+            [cidr("0.0.0.0/0", KNOWN_GOOD, (443,), NONE), cidr("::/8", "vetted", (443,))],
+            ["0.0.0.0/0 443"],
+            id="ipv6-cuts-nothing-out-of-ipv4",
+        ),
+        pytest.param(
             [cidr("2001:db8::/126", KNOWN_GOOD, (443,), NONE), cidr("2001:db8::2/127", "vetted", (443,))],
             ["2001:db8::/127 443"],
             id="ipv6",
@@ -241,6 +256,18 @@ def test_direct_networks(cidrs: Sequence[CidrEntry], direct: list[str]) -> None:
     """The kernel passes by itself only what is known-good without inspection."""
     found = Trust(cidrs=tuple(cidrs)).direct_networks()
     assert sorted(f"{network} {port}" for network, port in found) == sorted(direct)
+
+
+def test_what_is_left_out_means() -> None:
+    """The defaults of the policy's file."""
+    proxy = Proxy("egress-proxy")
+    assert (proxy.port, proxy.ports, proxy.dns_port) == (8080, (80, 443), 8053)
+    assert Resolver() == Resolver(None, timedelta(seconds=3))
+    assert Agent("a", ()).loopback == ((1024, 65535),)
+    sandbox = Sandbox("sandbox-alice", "alice@example.com")
+    assert (sandbox.intents, sandbox.max_ttl, sandbox.max_destinations) == (None, timedelta(hours=24), 100)
+    assert IntentRule() == IntentRule(methods=None, max_body=None, ttl=timedelta(hours=24))
+    assert DomainEntry(parse_pattern("a.example"), "vetted").ports == (80, 443)
 
 
 def test_direct_names() -> None:
