@@ -30,6 +30,11 @@ OTHER = "private, loopback, link-local, documentation or reserved"
         pytest.param("169.254.255.255", OTHER, id="link-local-last"),
         pytest.param("172.16.0.0", OTHER, id="private-172-first"),
         pytest.param("172.31.255.255", OTHER, id="private-172-last"),
+        pytest.param("192.0.0.0", "IETF protocol assignments", id="ietf-assignments-ipv4-first"),
+        pytest.param(
+            "192.0.0.10", "IETF protocol assignments", id="global-by-the-registry-and-no-web-server"
+        ),
+        pytest.param("192.0.0.255", "IETF protocol assignments", id="ietf-assignments-ipv4-last"),
         pytest.param("192.0.0.192", "IETF protocol assignments", id="ietf-assignments"),
         pytest.param("192.0.2.1", OTHER, id="documentation-1"),
         pytest.param("192.88.99.0", "6to4 relay", id="6to4-relay-first"),
@@ -94,6 +99,8 @@ def test_not_public(address: str, why: str) -> None:
         pytest.param("169.255.0.0", id="above-link-local"),
         pytest.param("172.15.255.255", id="below-private-172"),
         pytest.param("172.32.0.0", id="above-private-172"),
+        pytest.param("191.255.255.255", id="below-ietf-assignments-ipv4"),
+        pytest.param("192.0.1.0", id="above-ietf-assignments-ipv4"),
         pytest.param("192.88.98.255", id="below-6to4-relay"),
         pytest.param("192.88.100.0", id="above-6to4-relay"),
         pytest.param("192.167.255.255", id="below-private-192"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from egress_policy.decision import Permit, Step, decide, intent_denies
@@ -582,6 +582,9 @@ DURATIONS = st.integers(1, 200_000).map(lambda seconds: timedelta(seconds=second
 
 
 @given(REQUESTS, DURATIONS, DURATIONS)
+@example(request("other.test:443", "sandbox-alice;ttl=86401"), timedelta(days=2), timedelta(days=2))
+@example(request("other.test:443", "sandbox-alice;ttl=9"), timedelta(days=2), timedelta(days=2))
+@example(request("other.test:443", "sandbox-alice"), timedelta(days=2), timedelta(days=2))
 def test_the_time_is_the_smallest_of_all(
     asked: AccessRequest, rule_ttl: timedelta, max_ttl: timedelta
 ) -> None:
