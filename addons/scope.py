@@ -5,6 +5,7 @@ could let something out sets the refusal in its first line and clears it in its 
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -49,6 +50,7 @@ class Scope:
     """Asks the authorizer about every request, and lets through what it permits."""
 
     def __init__(self) -> None:
+        self.has_begun = False
         self._started: start_up.Started
         self._connections: connections.Connections
         self._tasks: list[asyncio.Task[None]] = []
@@ -63,8 +65,9 @@ class Scope:
 
     def configure(self, _updated: set[str]) -> None:
         """Start, once: check options, user, policy, ruleset and audit log before anything listens."""
-        if hasattr(self, "_started"):
+        if self.has_begun:
             return
+        self.has_begun = True
         try:
             not_allowed = safe_options.refused(ctx.options)
             if not_allowed:
@@ -423,4 +426,15 @@ def _exit(message: str) -> NoReturn:
     os._exit(1)
 
 
+def _exit_unless_started(scope: Scope) -> None:
+    """End the process where mitmproxy could not register us: it would only log that, and forward everything.
+
+    An option of ours that is given twice does that.
+    """
+    if not scope.has_begun:
+        _exit("mitmproxy did not take the addon: see its message above, or is an option given twice?")
+
+
 addons = [Scope()]
+with contextlib.suppress(RuntimeError):  # no loop: somebody only imports this
+    asyncio.get_running_loop().call_soon(_exit_unless_started, addons[0])
