@@ -12,8 +12,8 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import HTTPMode
 from mitmproxy.proxy.layers.tls import HTTP1_ALPNS, ClientTLSLayer, ServerTLSLayer
 
-# RFC 9112 section 3. The version is mitmproxy's to check, and ours; here it only tells HTTP from something else.
-_REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} [^\r\n ]+ HTTP/[0-9.]{1,8}\r?\n")
+# RFC 9112 section 3. HTTP/2's preface (RFC 9113 section 3.4) looks like a request line of version 2.0.
+_REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} [^\r\n ]+ HTTP/1\.[01]\r?\n")
 _LONGEST_REQUEST_LINE = 64 * 1024
 _TLS_HANDSHAKE = b"\x16\x03"
 

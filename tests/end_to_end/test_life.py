@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.demo.lab import ALICE, DNS_PORT, OTHER, PROXY, PROXY_PORT, ROOT, Lab
+from deploy.demo.lab import ALICE, DNS_PORT, OTHER, PROXY, PROXY_PORT, Lab
+from deploy.demo.namespaces import ROOT
 from tests.end_to_end.conftest import ALICE_FIELD, NAMES, POLICY, until
 
 
@@ -170,7 +171,7 @@ def test_a_reload_of_the_ruleset_keeps_grants_and_serves_on(lab: Lab) -> None:
 
 @pytest.mark.parametrize("change", ["syntax error", "deleted", "a hook that raises"])
 def test_the_addon_lost_or_broken_lets_nothing_out(lab: Lab, change: str) -> None:
-    """mitmproxy would run on without it, or past it, and forward everything."""
+    """Without it mitmproxy would run on, or past it, and forward everything."""
     folder = lab.folder / f"addons-{change.replace(' ', '-')}"
     shutil.copytree(ROOT / "addons", folder)
     for path in (folder, *folder.rglob("*")):
@@ -220,10 +221,11 @@ def test_what_cannot_be_put_on_record_is_denied_and_nothing_is_sent(lab: Lab) ->
     try:
         lab.add_name("full-disk.example")
         packets = lab.packets_to(lab.addresses("full-disk.example")[0])
+        answer = lab.curl("https://a.example/", uid=ALICE)
         for _ in range(40):
-            answer = lab.curl("https://a.example/", uid=ALICE)
             if answer.status == 503:
                 break
+            answer = lab.curl("https://a.example/", uid=ALICE)
         assert (answer.status, answer.json()["code"]) == (503, "audit_failed")
         assert (
             lab.curl("https://full-disk.example/", uid=ALICE, headers=ALICE_FIELD).json()["code"]
