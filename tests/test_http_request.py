@@ -130,6 +130,11 @@ def test_well_formed(head: RequestHead) -> None:
         ),
         pytest.param(replace(HTTP, target=b"api.example:443"), "must be a path", id="target-authority"),
         pytest.param(replace(HTTP, target=b"*"), "must be a path", id="asterisk-without-options"),
+        pytest.param(
+            replace(HTTP, method=b"OPTIONS", target=b"http://api.example/"),
+            "must be a path",
+            id="options-absolute",
+        ),
         pytest.param(replace(HTTP, target=b"/a b"), "must be a path", id="target-with-space"),
         pytest.param(
             replace(HTTP2, target=b"/ HTTP/1.1\r\nHost: evil.example"),
