@@ -21,6 +21,11 @@ _TLS_HANDSHAKE = b"\x16\x03"
 class Closed(layer.Layer):
     """Closes the client's connection without a byte to anyone."""
 
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        # Every layer enters itself in the context; this one must not look as if it were inside of anything.
+        context.layers.remove(self)
+
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, events.Start):
             yield commands.CloseConnection(self.context.client)
