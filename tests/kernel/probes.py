@@ -1,0 +1,225 @@
+"""What is done inside a namespace, and what comes of it, as one word."""
+
+import errno
+import select
+import socket
+import struct
+import time
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from typing import Any
+
+SILENCE = 0.3
+"""Seconds after which a packet is taken to be lost; where one is refused, nobody waits."""
+
+_ENOUGH = 20.0
+_NETLINK_NETFILTER = 12
+_NFULNL = 4 << 8
+_NFULA_PREFIX = 10
+_NFULA_PAYLOAD = 9
+
+
+def connect(address: str, port: int, source: int = 0) -> str:
+    """Connect by TCP, and return the name of who answers, or how it fails."""
+    with _socket(address, socket.SOCK_STREAM) as client:
+        try:
+            if source:
+                client.bind(("", source))
+            client.connect((address, port))
+            client.send(b"?")
+            return client.recv(64).decode() or "closed"
+        except OSError as error:
+            return _failure(error)
+
+
+def ask(address: str, port: int, local: str = "") -> str:
+    """Send a UDP datagram, and return the name of who answers, or how it fails."""
+    with _socket(address, socket.SOCK_DGRAM) as client:
+        try:
+            if local:
+                client.bind((local, 0))
+            client.connect((address, port))
+            client.send(b"?")
+            return client.recv(64).decode()
+        except OSError as error:
+            return _failure(error)
+
+
+def converse(address: str, port: int) -> Generator[str]:
+    """Connect, and ask again over the same connection each time."""
+    with _socket(address, socket.SOCK_STREAM) as client:
+        try:
+            client.connect((address, port))
+            while True:
+                client.send(b"?")
+                yield client.recv(64).decode() or "closed"
+        except OSError as error:
+            yield _failure(error)
+
+
+def serve(name: str, places: Sequence[tuple[str, int]]) -> Generator[str]:
+    """Answer every message with the server's name, by TCP and UDP."""
+    waiting = select.epoll()
+    sockets: dict[int, socket.socket] = {}
+    listeners = set()
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        for place in places:
+            server = socket.socket(socket.AF_INET6 if ":" in place[0] else socket.AF_INET, kind)
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if server.family == socket.AF_INET6:
+                server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            server.bind(place)
+            if kind == socket.SOCK_STREAM:
+                server.listen(512)
+                listeners.add(server.fileno())
+            sockets[server.fileno()] = server
+            waiting.register(server, select.EPOLLIN)
+    yield "ready"
+    while True:
+        for number, _ in waiting.poll():
+            _answer(number, name.encode(), sockets, listeners, waiting)
+
+
+def _answer(
+    number: int, name: bytes, sockets: dict[int, socket.socket], listeners: set[int], waiting: select.epoll
+) -> None:
+    one = sockets[number]
+    if number in listeners:
+        peer, _ = one.accept()
+        sockets[peer.fileno()] = peer
+        waiting.register(peer, select.EPOLLIN)
+        return
+    with suppress(OSError):
+        received, sender = one.recvfrom(2048)
+        if one.type == socket.SOCK_DGRAM:
+            one.sendto(name, sender)
+            return
+        if received:
+            one.send(name)
+            return
+    if one.type == socket.SOCK_STREAM:
+        waiting.unregister(number)
+        sockets.pop(number).close()
+
+
+def receive(protocol: int, address: str) -> Generator[str]:
+    """Wait for packets of a protocol, whatever they hold; then say whether one came."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_RAW, protocol) as server:
+        server.bind((address, 0))
+        server.settimeout(SILENCE)
+        yield "ready"
+        try:
+            server.recv(2048)
+        except TimeoutError:
+            yield "nothing"
+        else:
+            yield "received"
+
+
+def send(protocol: int, destination: str, packet: bytes) -> str:
+    """Send a packet of any protocol from a raw socket, which only root may open."""
+    family = socket.AF_INET6 if ":" in destination else socket.AF_INET
+    with socket.socket(family, socket.SOCK_RAW, protocol) as client:
+        try:
+            client.sendto(packet, (destination, 0))
+        except OSError as error:
+            return _failure(error)
+    return "sent"
+
+
+def datagram(source: str, destination: str, port: int) -> str:
+    """Send an IPv4 or IPv6 UDP datagram, with a source address that may be anybody's."""
+    family = socket.AF_INET6 if ":" in destination else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as client:
+        if family == socket.AF_INET:
+            client.setsockopt(socket.SOL_IP, 15, 1)  # IP_FREEBIND
+            client.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 8)
+        else:
+            client.setsockopt(socket.SOL_IPV6, 78, 1)  # IPV6_FREEBIND
+            client.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 8)
+            client.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket.if_nametoindex("eth0"))
+        client.bind((source, 0))
+        try:
+            client.sendto(b"?", (destination, port))
+        except OSError as error:
+            return _failure(error)
+    return "sent"
+
+
+def log(*groups: int) -> Generator[Any]:
+    """Read what netfilter logs: each time all records since, as (group, prefix, IP packet)."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as listener:
+        listener.bind((0, 0))
+        for group in groups:
+            # NFULNL_MSG_CONFIG: bind the group; then copy the packets' first 64 bytes; each at once.
+            bind = struct.pack("=HHBxxx", 5, 1, 1)
+            mode = struct.pack("=HH", 10, 2) + struct.pack(">IBx", 64, 2) + bytes(2)
+            threshold = struct.pack("=HH", 8, 5) + struct.pack(">I", 1)
+            _configure(listener, group, bind + mode + threshold)
+        listener.settimeout(SILENCE)
+        records: list[tuple[int, str, bytes]] = []
+        yield "ready"
+        while True:
+            try:
+                records += _records(listener.recv(1 << 16))
+                # Whatever else is under way comes soon after the first.
+                listener.settimeout(0.05)
+            except TimeoutError:
+                listener.settimeout(SILENCE)
+                yield records
+                records = []
+
+
+def _configure(listener: socket.socket, group: int, attributes: bytes) -> None:
+    payload = struct.pack("=BB", 0, 0) + struct.pack(">H", group) + attributes
+    request_and_acknowledge = 5
+    header = struct.pack("=IHHII", 16 + len(payload), _NFULNL | 1, request_and_acknowledge, 0, 0)
+    listener.send(header + payload)
+    answer = listener.recv(1 << 16)
+    code = struct.unpack_from("=i", answer, 16)[0]
+    if code:
+        raise OSError(-code, "the kernel does not log to us")
+
+
+def _records(message: bytes) -> list[tuple[int, str, bytes]]:
+    records = []
+    while len(message) >= 20:
+        (length, kind) = struct.unpack_from("=IH", message)
+        if kind == _NFULNL:
+            (group,) = struct.unpack_from(">H", message, 18)
+            attributes = _attributes(message[20:length])
+            prefix = attributes.get(_NFULA_PREFIX, b"").rstrip(b"\0").decode()
+            records.append((group, prefix, attributes.get(_NFULA_PAYLOAD, b"")))
+        message = message[(length + 3) & ~3 :]
+    return records
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    found = {}
+    while len(data) >= 4:
+        length, kind = struct.unpack_from("=HH", data)
+        found[kind & 0x3FFF] = data[4:length]
+        data = data[(length + 3) & ~3 :]
+    return found
+
+
+def until(condition: Any, patience: float = _ENOUGH) -> None:
+    """Wait until a condition holds. Raises TimeoutError."""
+    end = time.monotonic() + patience
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError
+        time.sleep(0.01)
+
+
+def _socket(address: str, kind: socket.SocketKind) -> socket.socket:
+    one = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
+    one.settimeout(SILENCE)
+    return one
+
+
+def _failure(error: OSError) -> str:
+    if isinstance(error, TimeoutError):
+        return "silence"
+    return errno.errorcode.get(error.errno or 0, str(error))

@@ -1,0 +1,252 @@
+"""A host with agents, two containers and an internet, each in a network namespace.
+
+Addresses look public where the policy asks for that; none of their packets leaves the namespaces.
+"""
+
+import ipaddress
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from egress_policy.firewall import Ruleset, compose
+from tests.kernel import probes
+from tests.kernel.namespaces import Namespaces, Running, run
+
+PROXY, AGENT, OTHER_AGENT, BYSTANDER = 61000, 61001, 61002, 61003
+PROXY_PORT, DNS_PORT = 8080, 8053
+
+# By family: what an address is, and where.
+GOOD = {4: "93.184.216.34", 6: "2a00:1450::1"}
+NAMED = {4: "93.184.216.35", 6: "2a00:1450::2"}
+GRANTED = {4: "93.184.216.36", 6: "2a00:1450::3"}
+NEIGHBOUR = {4: "93.184.216.37", 6: "2a00:1450::4"}
+UNKNOWN = {4: "93.184.216.99", 6: "2a00:1450::99"}
+BAD = {4: "66.6.6.6", 6: "2a0f:6666::6"}
+NAMESERVER = {4: "9.9.9.9", 6: "2620:fe::fe"}
+LOCAL = {4: "127.0.0.1", 6: "::1"}
+HOST = {4: "10.66.0.2", 6: "fd66::2"}
+NET = {4: "10.66.0.1", 6: "fd66::1"}
+BOX = {4: "10.90.1.2", 6: "fd90:1::2"}
+OTHER_BOX = {4: "10.90.2.2", 6: "fd90:2::2"}
+GATEWAY = {4: "10.90.1.1", 6: "fd90:1::1"}
+OTHER_GATEWAY = {4: "10.90.2.1", 6: "fd90:2::1"}
+
+LOCAL_NAMESERVER_PORT = 5300
+INTERNET = (GOOD, NAMED, GRANTED, NEIGHBOUR, UNKNOWN, BAD, NAMESERVER)
+FAMILIES = (4, 6)
+
+
+def _network(address: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    return ipaddress.ip_network(address)
+
+
+RULESET = Ruleset(
+    proxy_uid=PROXY,
+    proxy_port=PROXY_PORT,
+    dns_port=DNS_PORT,
+    proxy_ports=(80, 443),
+    agent_uids=((AGENT, OTHER_AGENT),),
+    agent_links=tuple(
+        (link, _network(box[family]))
+        for link, box in (("box", BOX), ("other-box", OTHER_BOX))
+        for family in FAMILIES
+    ),
+    # All of them, so that it is the rules that keep agents from the proxy's.
+    loopback=(((AGENT, OTHER_AGENT), (1, 65535)),),
+    known_good=tuple((_network(one[family]), 443) for one in (GOOD, BAD) for family in FAMILIES),
+    known_bad=tuple(_network(BAD[family]) for family in FAMILIES),
+    nameservers=(
+        *((ipaddress.ip_address(NAMESERVER[family]), 53) for family in FAMILIES),
+        *((ipaddress.ip_address(LOCAL[family]), LOCAL_NAMESERVER_PORT) for family in FAMILIES),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule of a ruleset's text: its chain, what it says, and its line (from 0)."""
+
+    chain: str
+    text: str
+    line: int
+
+
+def rules(text: str) -> list[Rule]:
+    """Find the rules of a ruleset's text: what stands in its chains, beside their hooks."""
+    found = []
+    chain = ""
+    for number, line in enumerate(text.splitlines()):
+        words = line.split("#")[0].split()
+        if words[:1] == ["chain"]:
+            chain = words[1]
+        elif words == ["}"]:
+            chain = ""
+        elif chain and words and words[0] != "type":
+            found.append(Rule(chain, " ".join(words), number))
+    return found
+
+
+def without(text: str, rule: Rule) -> str:
+    """Take one rule out of a ruleset's text."""
+    lines = text.splitlines()
+    del lines[rule.line]
+    return "\n".join(lines) + "\n"
+
+
+def load(text: str) -> None:
+    """Load a ruleset's text."""
+    run("nft", "-f", "-", stdin=text)
+
+
+def insert(name: str, address: str, port: int, timeout: str = "1h") -> None:
+    """Add an element to a timed set, or give it another timeout."""
+    load(_timed(name, address, port, timeout))
+
+
+def remove(name: str, address: str, port: int) -> None:
+    """Delete an element of a timed set, whether or not it is there."""
+    suffix = "-ipv6" if ":" in address else ""
+    element = f"element inet egress-policy {name}{suffix} {{ {address} . {port} }}"
+    run("nft", f"add {element}; delete {element}")
+
+
+def _timed(name: str, address: str, port: int, timeout: str) -> str:
+    suffix = "-ipv6" if ":" in address else ""
+    key = f"{address} . {port}"
+    element = f"element inet egress-policy {name}{suffix}"
+    return (
+        f"add {element} {{ {key} }}\ndelete {element} {{ {key} }}\n"
+        f"add {element} {{ {key} timeout {timeout} }}\n"
+    )
+
+
+_TIMED = "".join(
+    _timed("known-good-domains", NAMED[family], 443, "1h")
+    + _timed("developer-sandbox", GRANTED[family], 443, "1h")
+    for family in FAMILIES
+)
+
+
+def _setting(name: str, value: str) -> None:
+    Path("/proc/sys/net", name).write_text(value)
+
+
+def _links(commands: Iterable[str]) -> None:
+    for name in ("ipv4/conf/all/rp_filter", "ipv4/conf/default/rp_filter"):
+        _setting(name, "0")
+    # Tentative addresses would cost seconds.
+    for name in ("ipv6/conf/all/accept_dad", "ipv6/conf/default/accept_dad"):
+        _setting(name, "0")
+    _setting("ipv4/ip_unprivileged_port_start", "0")
+    _setting("ipv4/icmp_ratelimit", "0")
+    _setting("ipv6/icmp/ratelimit", "0")
+    run("ip", "-batch", "-", stdin="\n".join(["link set lo up", *commands]))
+
+
+def _forwarding() -> None:
+    _setting("ipv4/ip_forward", "1")
+    _setting("ipv6/conf/all/forwarding", "1")
+
+
+def _on_lo(addresses: Iterable[str]) -> list[str]:
+    return [f"address add {address} dev lo" for address in addresses]
+
+
+@dataclass(slots=True)
+class World:
+    """The namespaces `host`, `net`, `box` and `other-box`, with a proxy in the first and servers in the second."""
+
+    namespaces: Namespaces
+    text: str
+    closing: ExitStack = field(default_factory=ExitStack)
+
+    @classmethod
+    def build(cls) -> Self:
+        """Make it."""
+        namespaces = Namespaces("host", "net", "box", "other-box")
+        world = cls(namespaces, compose(RULESET))
+        try:
+            world._build()
+        except BaseException:
+            world.close()
+            raise
+        return world
+
+    def close(self) -> None:
+        """Remove it."""
+        self.closing.close()
+        self.namespaces.close()
+
+    def call(self, name: str, uid: int, function: Callable[..., object], *arguments: object) -> Any:
+        """Call a function there."""
+        return self.namespaces.call(name, uid, function, *arguments)
+
+    def begin(self, name: str, uid: int, function: Callable[..., object], *arguments: object) -> Running:
+        """Begin a generator there, and let it run to its first value."""
+        running = self.namespaces.begin(name, uid, function, *arguments)
+        running.result()
+        return running
+
+    def serve(self, name: str, uid: int, who: str, *places: tuple[str, int]) -> Running:
+        """Answer there, by TCP and UDP, with a name."""
+        server = self.begin(name, uid, probes.serve, who, places)
+        server.resume()
+        return server
+
+    def load(self, text: str | None = None) -> None:
+        """Load a ruleset's text; the right one, with the timed elements that the probes count on, if none is given."""
+        self.call("host", 0, load, self.text + _TIMED if text is None else text)
+
+    def _build(self) -> None:
+        def peer(name: str) -> str:
+            return f"/proc/{self.namespaces.pid}/fd/{self.namespaces.descriptors[name]}"
+
+        self.call("host", 0, _links, [
+            f"link add uplink type veth peer name downlink netns {peer('net')}",
+            f"link add box type veth peer name eth0 netns {peer('box')}",
+            f"link add other-box type veth peer name eth0 netns {peer('other-box')}",
+            "address add 10.66.0.2/24 dev uplink",
+            "address add fd66::2/64 dev uplink nodad",
+            "address add 10.90.1.1/24 dev box",
+            "address add fd90:1::1/64 dev box nodad",
+            "address add 10.90.2.1/24 dev other-box",
+            "address add fd90:2::1/64 dev other-box nodad",
+            "link set uplink up", "link set box up", "link set other-box up",
+            "route add default via 10.66.0.1",
+            "route add default via fd66::1",
+        ])  # fmt: skip
+        self.call("host", 0, _forwarding)
+        self.call("net", 0, _links, [
+            "address add 10.66.0.1/24 dev downlink",
+            "address add fd66::1/64 dev downlink nodad",
+            "link set downlink up",
+            *_on_lo(one[family] for one in INTERNET for family in FAMILIES),
+            "route add 10.90.0.0/16 via 10.66.0.2",
+            "route add fd90::/16 via fd66::2",
+        ])  # fmt: skip
+        for name, number in (("box", 1), ("other-box", 2)):
+            self.call(name, 0, _links, [
+                f"address add 10.90.{number}.2/24 dev eth0",
+                f"address add fd90:{number}::2/64 dev eth0 nodad",
+                "link set eth0 up",
+                f"route add default via 10.90.{number}.1",
+                f"route add default via fd90:{number}::1",
+            ])  # fmt: skip
+        anywhere = ("0.0.0.0", "::")
+        # A reply by UDP comes from where the question went only if the server is bound to that.
+        internet = [one[family] for one in (*INTERNET, NET) for family in FAMILIES]
+        redirected_to = [one[family] for one in (LOCAL, HOST, GATEWAY, OTHER_GATEWAY) for family in FAMILIES]
+        servers = (
+            ("net", 0, "net", internet, (22, 53, 80, 443, LOCAL_NAMESERVER_PORT, 8443)),
+            ("host", PROXY, "proxy", redirected_to, (PROXY_PORT, DNS_PORT)),
+            ("host", BYSTANDER, "local", anywhere, (80, 9000, LOCAL_NAMESERVER_PORT)),
+            ("host", OTHER_AGENT, "agent", anywhere, (9100,)),
+            ("box", 0, "box", anywhere, (9000,)),
+            ("other-box", 0, "other-box", anywhere, (9000,)),
+        )
+        for name, uid, who, addresses, ports in servers:
+            server = self.serve(name, uid, who, *((address, port) for address in addresses for port in ports))
+            self.closing.callback(server.close)
+        self.load()
