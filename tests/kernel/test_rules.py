@@ -176,7 +176,7 @@ def _begins(rule: str, beginning: str) -> bool:
     return (
         rule == beginning
         or rule.startswith(f"{beginning} ")
-        or (rule.startswith(beginning) and beginning[-1] in "{")
+        or (rule.startswith(beginning) and beginning[-1] == "{")
     )
 
 
