@@ -455,6 +455,10 @@ def test_the_earlier_step_tells(asked: AccessRequest, code: DenyCode) -> None:
     assert denied.code is code
 
 
+def test_the_steps_have_the_numbers_of_the_decisions_description() -> None:
+    assert list(Step) == list(range(1, 12))
+
+
 def test_every_code_of_these_steps_was_tried() -> None:
     """The codes of the steps before are http_request's, the one behind is grant's."""
     tried = {code for _, code, _ in DENIALS.values()} | {DenyCode.QUOTA_EXCEEDED}
