@@ -193,7 +193,7 @@ def test_refused_with_the_line_number(line: str, before: int) -> None:
 
 
 def test_two_names_on_one_line_say_what_is_wrong() -> None:
-    with pytest.raises(FeedError, match="'a.example': a line of several words must be a hosts-file line"):
+    with pytest.raises(FeedError, match=r"'a\.example': a line of several words must be a hosts-file line"):
         parse_feed(["a.example b.example"])
 
 
