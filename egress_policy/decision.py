@@ -85,7 +85,9 @@ def decide(
     Steps 9 to 11 need the world: the resolver, grant.issue_grant() and the kernel.
     """
     destination = request.destination
-    if not isinstance(destination.host, str) and not policy.trust.names_address(destination.host):
+    if not isinstance(destination.host, str) and not policy.trust.names_address(
+        destination.host, destination.port
+    ):
         return Deny(
             DenyCode.DESTINATION_INVALID,
             f"{destination.host} is an address that no cidr entry of the policy covers; use the host's name",

@@ -182,11 +182,9 @@ class Trust:
         covering = [entry for entry in self.cidrs if port in entry.ports and address in entry.network]
         return max(covering, key=lambda entry: entry.network.prefixlen, default=None)
 
-    def names_address(self, address: Address) -> bool:
-        """Tell whether any cidr entry, known-bad ones included, is about this address."""
-        return self.known_bad.why_address(address) is not None or any(
-            address in entry.network for entry in self.cidrs
-        )
+    def names_address(self, address: Address, port: int) -> bool:
+        """Tell whether any cidr entry, known-bad ones included, is about this address on this port."""
+        return self.known_bad.why_address(address) is not None or self.cidr_for(address, port) is not None
 
     def direct_networks(self) -> list[tuple[Network, int]]:
         """List the network and port pairs that the kernel passes by itself: known-good without inspection.

@@ -668,3 +668,19 @@ def test_one_more_known_bad_entry_only_takes_away(
     if named:
         assert isinstance(after, Deny)
         assert after.code in {DenyCode.CALLER_UNKNOWN, DenyCode.DESTINATION_DENIED}
+
+
+def test_an_address_is_not_opened_on_a_port_that_its_entry_does_not_name() -> None:
+    """It would be unknown there, and an intent may reach what is unknown: by name, not by address."""
+    entry = CidrEntry(ipaddress.ip_network("8.8.4.0/24"), "vetted", (443,))
+    closed = Policy(
+        Proxy(61000),
+        {"a": Agent("a", ("sandbox-a",))},
+        {"sandbox-a": Sandbox("sandbox-a", "a@example.com")},
+        {"default": {"unknown": IntentRule(), "vetted": IntentRule()}},
+        Trust(cidrs=(entry,)),
+    )
+    for port, code in ((443, None), (80, DenyCode.DESTINATION_INVALID)):
+        destination = Destination(ipaddress.ip_address("8.8.4.4"), port)
+        decided = decide(closed, AccessRequest("a", destination, (b"sandbox-a",), "GET", "/", 0))
+        assert (decided.code if isinstance(decided, Deny) else None) == code

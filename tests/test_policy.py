@@ -154,7 +154,7 @@ def test_why_bad(destination: str, why: str | None) -> None:
     ],
 )
 def test_names_address(address: str, named: bool) -> None:
-    assert TRUST.names_address(ipaddress.ip_address(address)) is named
+    assert TRUST.names_address(ipaddress.ip_address(address), 443) is named
 
 
 def test_all_networks_are_those_of_entries_and_feeds() -> None:
