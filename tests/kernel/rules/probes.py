@@ -19,12 +19,12 @@ _NFULA_PREFIX = 10
 _NFULA_PAYLOAD = 9
 
 
-def connect(address: str, port: int, source: int = 0) -> str:
+def connect(address: str, port: int, source: str = "") -> str:
     """Connect by TCP, and return the name of who answers, or how it fails."""
     with _socket(address, socket.SOCK_STREAM) as client:
         try:
             if source:
-                client.bind(("", source))
+                client.bind((source, 0))
             client.connect((address, port))
             client.send(b"?")
             return client.recv(64).decode() or "closed"
@@ -32,12 +32,12 @@ def connect(address: str, port: int, source: int = 0) -> str:
             return _failure(error)
 
 
-def ask(address: str, port: int, local: str = "") -> str:
+def ask(address: str, port: int, source: str = "") -> str:
     """Send a UDP datagram, and return the name of who answers, or how it fails."""
     with _socket(address, socket.SOCK_DGRAM) as client:
         try:
-            if local:
-                client.bind((local, 0))
+            if source:
+                client.bind((source, 0))
             client.connect((address, port))
             client.send(b"?")
             return client.recv(64).decode()
@@ -123,25 +123,6 @@ def send(protocol: int, destination: str, packet: bytes) -> str:
     with socket.socket(family, socket.SOCK_RAW, protocol) as client:
         try:
             client.sendto(packet, (destination, 0))
-        except OSError as error:
-            return _failure(error)
-    return "sent"
-
-
-def datagram(source: str, destination: str, port: int) -> str:
-    """Send an IPv4 or IPv6 UDP datagram, with a source address that may be anybody's."""
-    family = socket.AF_INET6 if ":" in destination else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as client:
-        if family == socket.AF_INET:
-            client.setsockopt(socket.SOL_IP, 15, 1)  # IP_FREEBIND
-            client.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 8)
-        else:
-            client.setsockopt(socket.SOL_IPV6, 78, 1)  # IPV6_FREEBIND
-            client.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 8)
-            client.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket.if_nametoindex("eth0"))
-        client.bind((source, 0))
-        try:
-            client.sendto(b"?", (destination, port))
         except OSError as error:
             return _failure(error)
     return "sent"

@@ -6,13 +6,13 @@ Addresses look public where the policy asks for that; none of their packets leav
 import ipaddress
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from egress_policy.firewall import Ruleset, compose
-from tests.kernel import probes
-from tests.kernel.namespaces import Namespaces, Running, run
+from tests.kernel.rules import probes
+from tests.kernel.rules.namespaces import Namespaces, Running, run
 
 PROXY, AGENT, OTHER_AGENT, BYSTANDER = 61000, 61001, 61002, 61003
 PROXY_PORT, DNS_PORT = 8080, 8053
@@ -32,6 +32,9 @@ BOX = {4: "10.90.1.2", 6: "fd90:1::2"}
 OTHER_BOX = {4: "10.90.2.2", 6: "fd90:2::2"}
 GATEWAY = {4: "10.90.1.1", 6: "fd90:1::1"}
 OTHER_GATEWAY = {4: "10.90.2.1", 6: "fd90:2::1"}
+
+# Addresses that `other-box` has taken beside its own: nobody's, and `box`'s.
+TAKEN = {4: "10.90.2.77", 6: "fd90:2::77"}
 
 LOCAL_NAMESERVER_PORT = 5300
 INTERNET = (GOOD, NAMED, GRANTED, NEIGHBOUR, UNKNOWN, BAD, NAMESERVER)
@@ -165,7 +168,7 @@ class World:
     @classmethod
     def build(cls) -> Self:
         """Make it."""
-        namespaces = Namespaces("host", "net", "box", "other-box")
+        namespaces = Namespaces("host", "net", "box", "other-box", preload=__name__)
         world = cls(namespaces, compose(RULESET))
         try:
             world._build()
@@ -198,6 +201,10 @@ class World:
     def load(self, text: str | None = None) -> None:
         """Load a ruleset's text; the right one, with the timed elements that the probes count on, if none is given."""
         self.call("host", 0, load, self.text + _TIMED if text is None else text)
+
+    def set_policy(self, **changes: Any) -> None:
+        """Load the ruleset with some of its values changed."""
+        self.load(compose(replace(RULESET, **changes)) + _TIMED)
 
     def _build(self) -> None:
         def peer(name: str) -> str:
@@ -234,6 +241,7 @@ class World:
                 f"route add default via 10.90.{number}.1",
                 f"route add default via fd90:{number}::1",
             ])  # fmt: skip
+        self.call("other-box", 0, _links, _on_lo(one[family] for one in (BOX, TAKEN) for family in FAMILIES))
         anywhere = ("0.0.0.0", "::")
         # A reply by UDP comes from where the question went only if the server is bound to that.
         internet = [one[family] for one in (*INTERNET, NET) for family in FAMILIES]

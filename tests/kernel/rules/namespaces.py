@@ -6,6 +6,7 @@ is already loaded: an agent's uid may not be able to execute the one in a virtua
 """
 
 import ctypes
+import importlib
 import os
 import pickle
 import signal
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import GeneratorType
 from typing import Any, Self
 
-_PROJECT = Path(__file__).parents[2]
+_PROJECT = Path(__file__).parents[3]
 _PATIENCE = 30.0
 _PR_SET_PDEATHSIG = 1
 
@@ -65,10 +66,10 @@ class Running:
 class Namespaces:
     """The process that holds them. Each is known by its name, and nowhere else."""
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self, *names: str, preload: str) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.kernel.namespaces", str(theirs.fileno()), *names],
+            [sys.executable, "-m", "tests.kernel.rules.namespaces", str(theirs.fileno()), preload, *names],
             cwd=_PROJECT,
             pass_fds=[theirs.fileno()],
         )
@@ -171,4 +172,6 @@ def _serve(control: socket.socket, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
+    # Here once, instead of in every child.
+    importlib.import_module(sys.argv[2])
+    _serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[3:])
