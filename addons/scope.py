@@ -211,6 +211,7 @@ class Scope:
         if not flow.client_conn.connected or not self._started.authorizer.is_live(live.key):
             return
         flow.metadata[_VERDICT] = asked, verdict
+        flow.metadata[protocols.MAX_BODY] = verdict.permit.max_body
         self._pin(opened, flow, live)
         _clean(flow.request)
         self._stream(opened, flow, asked, verdict)
@@ -243,13 +244,15 @@ class Scope:
         limit = None if verdict.permit is None else verdict.permit.max_body
         sent = 0
 
-        def counted(chunk: bytes) -> bytes:
+        def counted(chunk: bytes) -> tuple[bytes, ...]:
             nonlocal sent
             sent += len(chunk)
             if limit is not None and sent > limit:
+                flow.metadata[protocols.IS_CUT] = True
                 self._cut_body(opened, asked, limit)
-                return b""
-            return chunk
+                # Not `b""`: as a chunk of length 0 it would end the body for the origin.
+                return ()
+            return (chunk,) if chunk else ()
 
         flow.request.stream = counted
 
