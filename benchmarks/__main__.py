@@ -125,7 +125,9 @@ def _print(kind: str, turns: list[tuple[Turn, Turn]]) -> None:
         bare = [getattr(turn, figure) * scale for _, turn in turns]
         ratio = statistics.median(one / other for one, other in zip(ours, bare, strict=True))
         print(f"{name:22}{statistics.median(ours):10.2f}{statistics.median(bare):10.2f}{ratio:8.2f}")
-    print(f"{'lost requests':22}{sum(turn.lost for turn, _ in turns):10}{sum(turn.lost for _, turn in turns):10}")
+    print(
+        f"{'lost requests':22}{sum(turn.lost for turn, _ in turns):10}{sum(turn.lost for _, turn in turns):10}"
+    )
 
 
 if __name__ == "__main__":

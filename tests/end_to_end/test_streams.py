@@ -380,5 +380,5 @@ def resident(lab: Lab) -> int:
 def test_a_large_upload_that_is_denied_costs_no_memory(lab: Lab, framing: str, scope: str) -> None:
     before = packets(lab) if "develop" not in scope else 0, resident(lab)
     sent = f"POST /upload HTTP/1.1\r\nHost: {HOST}\r\nX-Agent-Scope: {scope}\r\n{framing}\r\n\r\n"
-    done = lab.python(UPLOAD, lab.addresses(HOST)[0], sent, uid=ALICE)
+    lab.python(UPLOAD, lab.addresses(HOST)[0], sent, uid=ALICE)
     assert resident(lab) - before[1] < 40
