@@ -25,7 +25,7 @@ def connect(address: str, port: int, source: str = "") -> str:
         try:
             if source:
                 client.bind((source, 0))
-            client.connect((address, port))
+            client.connect(_place(address, port))
             client.send(b"?")
             return client.recv(64).decode() or "closed"
         except OSError as error:
@@ -38,7 +38,7 @@ def ask(address: str, port: int, source: str = "") -> str:
         try:
             if source:
                 client.bind((source, 0))
-            client.connect((address, port))
+            client.connect(_place(address, port))
             client.send(b"?")
             return client.recv(64).decode()
         except OSError as error:
@@ -49,7 +49,7 @@ def converse(address: str, port: int) -> Generator[str]:
     """Connect, and ask again over the same connection each time."""
     with _socket(address, socket.SOCK_STREAM) as client:
         try:
-            client.connect((address, port))
+            client.connect(_place(address, port))
             while True:
                 client.send(b"?")
                 yield client.recv(64).decode() or "closed"
@@ -198,6 +198,12 @@ def _socket(address: str, kind: socket.SocketKind) -> socket.socket:
     one = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
     one.settimeout(SILENCE)
     return one
+
+
+def _place(address: str, port: int) -> tuple[Any, ...]:
+    """Return what a socket takes; a link-local address's zone is a number there."""
+    # Text would be encoded as a name, by a module that an agent may not be able to read.
+    return socket.getaddrinfo(address.encode(), port, flags=socket.AI_NUMERICHOST)[0][4]
 
 
 def _failure(error: OSError) -> str:

@@ -137,11 +137,10 @@ def _setting(name: str, value: str) -> None:
 
 
 def _links(commands: Iterable[str]) -> None:
-    for name in ("ipv4/conf/all/rp_filter", "ipv4/conf/default/rp_filter"):
-        _setting(name, "0")
-    # Tentative addresses would cost seconds.
-    for name in ("ipv6/conf/all/accept_dad", "ipv6/conf/default/accept_dad"):
-        _setting(name, "0")
+    # Tentative addresses would cost seconds; what the ruleset refuses must not be caught by another net before.
+    for name, value in (("ipv4", "rp_filter"), ("ipv6", "accept_dad")):
+        for interface in Path(f"/proc/sys/net/{name}/conf").iterdir():
+            (interface / value).write_text("0")
     _setting("ipv4/ip_unprivileged_port_start", "0")
     _setting("ipv4/icmp_ratelimit", "0")
     _setting("ipv6/icmp/ratelimit", "0")
@@ -241,7 +240,8 @@ class World:
                 f"route add default via 10.90.{number}.1",
                 f"route add default via fd90:{number}::1",
             ])  # fmt: skip
-        self.call("other-box", 0, _links, _on_lo(one[family] for one in (BOX, TAKEN) for family in FAMILIES))
+        taken = [one[family] for one in (BOX, TAKEN) for family in FAMILIES]
+        self.call("other-box", 0, _links, [f"address add {address} dev eth0" for address in taken])
         anywhere = ("0.0.0.0", "::")
         # A reply by UDP comes from where the question went only if the server is bound to that.
         internet = [one[family] for one in (*INTERNET, NET) for family in FAMILIES]
