@@ -1,10 +1,11 @@
 """What is done inside a namespace, and what comes of it, as one word."""
 
+import ctypes
 import errno
 import select
 import socket
 import struct
-import time
+import threading
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 SILENCE = 0.3
 """Seconds after which a packet is taken to be lost; where one is refused, nobody waits."""
 
-_ENOUGH = 20.0
+_DENIED = frozenset({"EPERM", "ECONNREFUSED", "EHOSTUNREACH", "EACCES"})
 _NETLINK_NETFILTER = 12
 _NFULNL = 4 << 8
 _NFULA_PREFIX = 10
@@ -117,15 +118,39 @@ def receive(protocol: int, address: str) -> Generator[str]:
             yield "received"
 
 
-def send(protocol: int, destination: str, packet: bytes) -> str:
-    """Send a packet of any protocol from a raw socket, which only root may open."""
+def send(protocol: int, destination: str, uid: int) -> str:
+    """Send a packet of any protocol from a raw socket, as a process of that uid that was given CAP_NET_RAW."""
+    ctypes.CDLL(None).setfsuid(uid)
     family = socket.AF_INET6 if ":" in destination else socket.AF_INET
     with socket.socket(family, socket.SOCK_RAW, protocol) as client:
         try:
-            client.sendto(packet, (destination, 0))
+            client.sendto(bytes(16), (destination, 0))
         except OSError as error:
             return _failure(error)
     return "sent"
+
+
+def hammer(never: Sequence[tuple[str, int]], always: Sequence[tuple[str, int]]) -> Generator[Any]:
+    """Send to what is denied and connect to what is permitted, until the next step; then count what went wrong."""
+    stop = threading.Event()
+    counts = dict.fromkeys(("sent", "denied", "connected", "failed"), 0)
+
+    def work() -> None:
+        while not stop.is_set():
+            for address, port in never:
+                counts["sent"] += 1
+                counts["denied"] += ask(address, port) in _DENIED
+                counts["denied"] += connect(address, port) in _DENIED
+                counts["sent"] += 1
+            for address, port in always:
+                counts["connected" if connect(address, port) == "net" else "failed"] += 1
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    yield "under way"
+    stop.set()
+    worker.join()
+    yield counts
 
 
 def log(*groups: int) -> Generator[Any]:
@@ -183,15 +208,6 @@ def _attributes(data: bytes) -> dict[int, bytes]:
         found[kind & 0x3FFF] = data[4:length]
         data = data[(length + 3) & ~3 :]
     return found
-
-
-def until(condition: Any, patience: float = _ENOUGH) -> None:
-    """Wait until a condition holds. Raises TimeoutError."""
-    end = time.monotonic() + patience
-    while not condition():
-        if time.monotonic() > end:
-            raise TimeoutError
-        time.sleep(0.01)
 
 
 def _socket(address: str, kind: socket.SocketKind) -> socket.socket:
