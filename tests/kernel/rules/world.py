@@ -4,9 +4,11 @@ Addresses look public where the policy asks for that; none of their packets leav
 """
 
 import ipaddress
+import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,6 +41,16 @@ TAKEN = {4: "10.90.2.77", 6: "fd90:2::77"}
 LOCAL_NAMESERVER_PORT = 5300
 INTERNET = (GOOD, NAMED, GRANTED, NEIGHBOUR, UNKNOWN, BAD, NAMESERVER)
 FAMILIES = (4, 6)
+
+_START_PATIENCE = 20.0
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until something is so. Raises TimeoutError."""
+    end = time.monotonic() + _START_PATIENCE
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError("the world was not to be had")
 
 
 def _network(address: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
@@ -142,6 +154,9 @@ def _links(commands: Iterable[str]) -> None:
         for interface in Path(f"/proc/sys/net/{name}/conf").iterdir():
             (interface / value).write_text("0")
     _setting("ipv4/ip_unprivileged_port_start", "0")
+    # One budget of ICMP errors for all destinations: an agent that floods would use up its neighbours'.
+    _setting("ipv4/icmp_msgs_per_sec", "1000000")
+    _setting("ipv4/icmp_msgs_burst", "1000000")
     _setting("ipv4/icmp_ratelimit", "0")
     _setting("ipv6/icmp/ratelimit", "0")
     run("ip", "-batch", "-", stdin="\n".join(["link set lo up", *commands]))
@@ -188,7 +203,11 @@ class World:
     def begin(self, name: str, uid: int, function: Callable[..., object], *arguments: object) -> Running:
         """Begin a generator there, and let it run to its first value."""
         running = self.namespaces.begin(name, uid, function, *arguments)
-        running.result()
+        try:
+            running.result()
+        except BaseException:
+            running.close()
+            raise
         return running
 
     def serve(self, name: str, uid: int, who: str, *places: tuple[str, int]) -> Running:
@@ -204,6 +223,9 @@ class World:
     def set_policy(self, **changes: Any) -> None:
         """Load the ruleset with some of its values changed."""
         self.load(compose(replace(RULESET, **changes)) + _TIMED)
+
+    def _reaches(self, name: str) -> bool:
+        return bool(self.call(name, BYSTANDER, probes.connect, GOOD[6], 443) == "net")
 
     def _build(self) -> None:
         def peer(name: str) -> str:
@@ -257,4 +279,7 @@ class World:
         for name, uid, who, addresses, ports in servers:
             server = self.serve(name, uid, who, *((address, port) for address in addresses for port in ports))
             self.closing.callback(server.close)
+        # IPv6 takes up to a second or two to find its neighbours on links that are new.
+        for name in ("host", "box", "other-box"):
+            until(partial(self._reaches, name))
         self.load()
