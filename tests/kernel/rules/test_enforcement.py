@@ -203,7 +203,7 @@ def test_refusals_beyond_the_logs_limit_are_refusals(world: World, family: int) 
     """A limit in the refusing rule would let the rest out."""
     for uid in (AGENT, PROXY):
         with (
-            world.begin("host", uid, probes.hammer, [(UNKNOWN[family], 8443)], []) as hammer,
+            world.begin("host", uid, probes.hammer, [(UNKNOWN[family], 8443)] * 10, []) as hammer,
             world.begin("net", 0, probes.receive, UDP, UNKNOWN[family]) as receiver,
         ):
             assert receiver.next() == "nothing"
