@@ -141,6 +141,25 @@ def test_a_name_that_moves_to_a_private_address_between_two_requests_is_denied(l
     assert lab.packets_to("10.66.0.53", 443) == packets
 
 
+def test_a_reload_of_the_ruleset_does_not_disturb_a_running_transfer(lab: Lab) -> None:
+    ipv4_only(lab, "reloaded.example")
+    running = lab.start(
+        ["curl", "-sSN", "-H", "X-Agent-Scope: sandbox-alice", "https://reloaded.example/slow-stream"],
+        uid=ALICE,
+        log="reloaded",
+    )
+    try:
+        assert until(lambda: "line 1\n" in lab.output("reloaded"))
+        for _ in range(3):
+            lab.apply()
+        lines = lab.output("reloaded").count("\n")
+        assert until(lambda: lab.output("reloaded").count("\n") > lines + 3)
+        assert running.poll() is None
+    finally:
+        running.kill()
+        running.wait()
+
+
 def test_a_grant_that_the_kernel_does_not_take_lets_nothing_out(lab: Lab) -> None:
     """The proxy holds itself back: here the kernel would let every packet of it pass."""
     address = ipv4_only(lab, "untaken.example")

@@ -40,6 +40,7 @@ def test_the_header_opens_the_checked_address_and_nothing_less_does(
     denied = lab.curl(url, family, *version, uid=ALICE)
     assert (denied.status, denied.headers["content-type"]) == (403, "application/problem+json")
     problem = denied.json()
+    assert set(problem) >= {"title", "detail"}
     assert {key: problem[key] for key in ("type", "status", "code", "agent", "destination")} == {
         "type": "urn:egress-policy:scope_missing",
         "status": 403,
@@ -53,7 +54,8 @@ def test_the_header_opens_the_checked_address_and_nothing_less_does(
     assert not [query for query in lab.queries() if name in str(query)]
 
     permitted = lab.curl(url, family, *version, uid=ALICE, headers=ALICE_FIELD)
-    assert permitted.status == 200
+    assert (permitted.status, denied.http, permitted.http) == (200, *[version[0].removeprefix("--http")] * 2)
+    assert permitted.json()["local"].startswith(address if ":" not in address else f"[{address}]")
     assert "x-agent-scope" not in permitted.body.lower()
     assert lab.packets_to(address) > 0
     grant, decision = lab.audit()[-2:]
