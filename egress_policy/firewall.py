@@ -68,6 +68,7 @@ class Ruleset:
     dns_port: int
     proxy_ports: tuple[int, ...]
     agent_uids: tuple[Range, ...] = ()
+    agent_ports: tuple[Range, ...] = ()
     agent_links: tuple[tuple[str, Network], ...] = ()
     loopback: tuple[tuple[Range, Range], ...] = ()
     known_good: tuple[tuple[Network, int], ...] = ()
@@ -305,6 +306,7 @@ def _elements(ruleset: Ruleset) -> Iterator[str]:
         "agent-loopback",
         (f"{_range(uids)} . {_range(one)}" for uids, ports in ports_of.items() for one in _merged(ports)),
     )
+    yield from _add("agent-ports", (_range(ports) for ports in _merged(ruleset.agent_ports)))
     yield from _add("agent-links", sorted({f'"{link}"' for link, _ in ruleset.agent_links}))
     for suffix, version in (("", 4), ("-ipv6", 6)):
         sources: dict[str, list[Network]] = defaultdict(list)

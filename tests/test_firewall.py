@@ -42,6 +42,7 @@ def test_an_empty_set_is_not_filled() -> None:
 def test_agents_are_uids_or_addresses_behind_links() -> None:
     ruleset = Ruleset(
         61000, 8080, 8053, (80,),
+        agent_ports=((1024, 65535),),
         agent_uids=((62500, 62999), (61001, 61001), (62000, 62499)),
         loopback=(((61001, 61001), (1024, 65535)), ((61001, 61001), (2000, 2010)), ((62000, 62999), (5432, 5432))),
         agent_links=(
@@ -53,6 +54,7 @@ def test_agents_are_uids_or_addresses_behind_links() -> None:
     assert elements(ruleset) == {
         "agent-uids": {"61001", "62000-62999"},
         "agent-loopback": {"61001 . 1024-65535", "62000-62999 . 5432"},
+        "agent-ports": {"1024-65535"},
         "agent-links": {'"veth0"', '"veth1"'},
         "agent-sources": {"10.0.0.2-10.0.0.3"},
         "agent-sources-ipv6": {"fd00::2"},

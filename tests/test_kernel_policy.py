@@ -2,6 +2,7 @@
 
 import ipaddress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,14 @@ def test_agents_are_known_by_uid_or_by_link_and_source() -> None:
         ((62000, 62999), (5432, 5432)),
         ((62000, 62999), (9000, 9100)),
     )
+
+
+def test_agents_of_this_host_can_listen_on_ports_that_need_no_privilege() -> None:
+    """Containers listen on a host of their own: nobody's SYN cookies are in question."""
+    first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    ruleset = ruleset_of(with_agents(Agent("one", (), user=(62000, 62000)), BOX), ())
+    assert ruleset.agent_ports == ((first, 65535),)
+    assert ruleset_of(with_agents(BOX), ()).agent_ports == ()
 
 
 @pytest.mark.parametrize("user", ["root", (0, 5), (60000, 61000), "no-such-user-here"])

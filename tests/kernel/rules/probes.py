@@ -8,7 +8,7 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Generator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 SILENCE = 0.3
@@ -31,6 +31,32 @@ def connect(address: str, port: int, source: str = "") -> str:
             return client.recv(64).decode() or "closed"
         except OSError as error:
             return _failure(error)
+
+
+def shake_hands(address: str, port: int) -> str:
+    """Connect by TCP, and say whether that was answered."""
+    with _socket(address, socket.SOCK_STREAM) as client:
+        try:
+            client.connect(_place(address, port))
+        except OSError as error:
+            return _failure(error)
+        return "connected"
+
+
+def listen_with_a_full_queue(address: str, port: int) -> Generator[str]:
+    """Listen, and have so many half-open connections that the kernel answers the next with a SYN cookie."""
+    with ExitStack() as closing:
+        server = closing.enter_context(_socket(address, socket.SOCK_STREAM))
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Who connects and says nothing stays half open.
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
+        server.bind(_place(address, port))
+        server.listen(1)
+        for _ in range(2):
+            client = closing.enter_context(_socket(address, socket.SOCK_STREAM))
+            client.setblocking(False)
+            client.connect_ex(_place(address, port))
+        yield "full"
 
 
 def ask(address: str, port: int, source: str = "") -> str:

@@ -21,6 +21,7 @@ from tests.kernel.rules.world import (
     OTHER_AGENT,
     OTHER_BOX,
     PROXY,
+    PROXY_PORT,
     RULESET,
     UNKNOWN,
     World,
@@ -146,6 +147,23 @@ def test_an_agent_that_listens_is_heard_on_this_host_alone(world: World, family:
     for name in ("net", "box"):
         assert world.call(name, 0, probes.connect, HOST[family], 9100) != "agent"
     assert world.call("host", BYSTANDER, probes.connect, LOCAL[family], 9100) == "agent"
+
+
+@either_family
+def test_an_agent_with_a_full_queue_answers_nobody_outside(world: World, family: int) -> None:
+    """The kernel does, with a SYN cookie, of which no rule knows whose it is; others' cookies stay good."""
+    for uid, port, answer in ((AGENT, 9200, "silence"), (BYSTANDER, 443, "connected")):
+        with world.begin("host", uid, probes.listen_with_a_full_queue, HOST[family], port):
+            assert world.call("net", 0, probes.shake_hands, HOST[family], port) == answer
+
+
+@either_family
+def test_whoever_takes_the_proxys_port_with_a_full_queue_hears_no_request(world: World, family: int) -> None:
+    """What the kernel answers for it with a SYN cookie does not count as the proxy's answer."""
+    with world.begin("host", AGENT, probes.listen_with_a_full_queue, LOCAL[family], 9200):
+        world.load(world.text.replace(f"proxy_port = {PROXY_PORT}", "proxy_port = 9200"))
+        for name, uid in (("host", OTHER_AGENT), ("host", AGENT)):
+            assert world.call(name, uid, probes.shake_hands, UNKNOWN[family], 443) == "silence"
 
 
 @either_family

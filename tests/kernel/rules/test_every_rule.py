@@ -34,6 +34,7 @@ from tests.kernel.rules.world import (
     insert,
     remove,
     rules,
+    setting,
     without,
 )
 
@@ -43,6 +44,7 @@ type Family = int
 REFUSED = "ECONNREFUSED"
 BLOCKED = "Agent Egress Blocked: "
 NOBODY = 61999
+ANSWER = "tcp flags & (syn | ack) == syn | ack"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,24 @@ def dial(name: str, uid: int, address: str, port: int, source: str = "") -> Prob
 def ask(name: str, uid: int, address: str, port: int) -> Probe:
     """Ask by UDP."""
     return lambda world: world.call(name, uid, probes.ask, address, port)
+
+
+def shake_hands(name: str, address: str, port: int) -> Probe:
+    """Connect by TCP, and nothing more."""
+    return lambda world: world.call(name, 0, probes.shake_hands, address, port)
+
+
+def with_cookies(act: Probe) -> Probe:
+    """Do something while the host answers every connection with a SYN cookie."""
+
+    def probe(world: World) -> object:
+        world.call("host", 0, setting, "ipv4/tcp_syncookies", "2")
+        try:
+            return act(world)
+        finally:
+            world.call("host", 0, setting, "ipv4/tcp_syncookies", "1")
+
+    return probe
 
 
 def logged(*acts: Probe) -> Probe:
@@ -190,7 +210,7 @@ def _cases() -> Iterator[Case]:
         # Here somebody else than the proxy's user has the proxy's port.
         yield one(
             "output",
-            "ct direction reply ct status dnat tcp sport { $proxy_port, $dns_port } meta skuid != $proxy_uid drop",
+            f"ct direction reply ct status dnat tcp sport {{ $proxy_port, $dns_port }} {ANSWER} jump own-answer",
             f"{v}",
             in_turn(dial("host", AGENT, unknown, 443), dial("host", AGENT, unknown, 53)),
             ["silence", "silence"],
@@ -204,6 +224,19 @@ def _cases() -> Iterator[Case]:
             "silence",
             proxy_uid=NOBODY,
         )
+        yield one(
+            "own-answer", "drop", f"{v}", dial("host", AGENT, unknown, 443), "silence", proxy_uid=NOBODY
+        )
+        yield one("own-answer", "drop", f"without a socket {v}",
+                  with_cookies(dial("host", AGENT, unknown, 443)), "silence", proxy_uid=NOBODY)  # fmt: skip
+        yield one("own-answer", "meta skuid $proxy_uid return", f"{v}",
+                  dial("host", AGENT, unknown, 443), "proxy")  # fmt: skip
+        yield one("output", f'oifname != "lo" tcp sport @agent-ports {ANSWER} jump socket-answer', f"{v}",
+                  with_cookies(shake_hands("net", HOST[v], 9100)), "silence")  # fmt: skip
+        yield one("socket-answer", "drop", f"{v}",
+                  with_cookies(shake_hands("net", HOST[v], 9100)), "silence")  # fmt: skip
+        yield one("socket-answer", "meta cgroup 0-4294967295 return", f"{v}",
+                  dial("net", 0, HOST[v], 9000), "local")  # fmt: skip
         yield one("output", "meta skuid @agent-uids goto agent-egress", f"{v}",
                   dial("host", AGENT, unknown, 8443), REFUSED)  # fmt: skip
         yield one("output", "meta skuid $proxy_uid goto proxy-egress", f"{v}",

@@ -63,6 +63,7 @@ RULESET = Ruleset(
     dns_port=DNS_PORT,
     proxy_ports=(80, 443),
     agent_uids=((AGENT, OTHER_AGENT),),
+    agent_ports=((1024, 65535),),
     agent_links=tuple(
         (link, _network(box[family]))
         for link, box in (("box", BOX), ("other-box", OTHER_BOX))
@@ -144,7 +145,8 @@ _TIMED = "".join(
 )
 
 
-def _setting(name: str, value: str) -> None:
+def setting(name: str, value: str) -> None:
+    """Give a sysctl below net/ a value."""
     Path("/proc/sys/net", name).write_text(value)
 
 
@@ -153,18 +155,18 @@ def _links(commands: Iterable[str]) -> None:
     for name, value in (("ipv4", "rp_filter"), ("ipv6", "accept_dad")):
         for interface in Path(f"/proc/sys/net/{name}/conf").iterdir():
             (interface / value).write_text("0")
-    _setting("ipv4/ip_unprivileged_port_start", "0")
+    setting("ipv4/ip_unprivileged_port_start", "0")
     # One budget of ICMP errors for all destinations: an agent that floods would use up its neighbours'.
-    _setting("ipv4/icmp_msgs_per_sec", "1000000")
-    _setting("ipv4/icmp_msgs_burst", "1000000")
-    _setting("ipv4/icmp_ratelimit", "0")
-    _setting("ipv6/icmp/ratelimit", "0")
+    setting("ipv4/icmp_msgs_per_sec", "1000000")
+    setting("ipv4/icmp_msgs_burst", "1000000")
+    setting("ipv4/icmp_ratelimit", "0")
+    setting("ipv6/icmp/ratelimit", "0")
     run("ip", "-batch", "-", stdin="\n".join(["link set lo up", *commands]))
 
 
 def _forwarding() -> None:
-    _setting("ipv4/ip_forward", "1")
-    _setting("ipv6/conf/all/forwarding", "1")
+    setting("ipv4/ip_forward", "1")
+    setting("ipv6/conf/all/forwarding", "1")
 
 
 def _on_lo(addresses: Iterable[str]) -> list[str]:
