@@ -280,7 +280,9 @@ def _cases() -> Iterator[Case]:
         connection = f"{ip} saddr . tcp sport . {ip} daddr . tcp dport"
         update = f"update @direct-connections{suffix} {{ {connection} }}"
         yield one("agent-permitted",
-                  f"{ip} daddr . tcp dport @known-good-domains{suffix} {update} goto direct", "",
+                  f"{ip} daddr . tcp dport @known-good-domains{suffix} {update}", "",
+                  lives_on(v), "net")  # fmt: skip
+        yield one("agent-permitted", f"{ip} daddr . tcp dport @known-good-domains{suffix} goto direct", "",
                   dial("host", AGENT, NAMED[v], 443), "net")  # fmt: skip
         yield one("agent-permitted",
                   f"ct state established {connection} @direct-connections{suffix} {update} accept", "",
@@ -385,3 +387,19 @@ def test_each_hook_leaves_alone_what_is_no_agents(world: World, chain: str) -> N
     # A chain's policy stays as it is when the chain is flushed, unless it is declared anew.
     world.load()
     assert POLICIES[chain](world) in {"net", "local"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_full_set_of_live_connections_refuses_no_new_one(world: World, family: Family) -> None:
+    """One busy agent must not cut the others off from known-good names for an hour."""
+    clear = (
+        "add table inet egress-policy\ndelete table inet egress-policy\n"  # a set's size cannot be changed
+    )
+    world.load(clear + world.text.replace("size 65536", "size 2"))
+    try:
+        world.call("host", 0, insert, "known-good-domains", NAMED[family], 443)
+        dialled = [world.call("host", AGENT, probes.connect, NAMED[family], 443) for _ in range(4)]
+    finally:
+        world.load(clear)
+        world.load()
+    assert dialled == ["net"] * 4
