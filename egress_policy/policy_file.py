@@ -4,6 +4,7 @@ The types of policy_document.py say which keys there are; what only the whole fi
 by an agent exists, that no two entries contradict each other) is checked here.
 """
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -33,6 +34,8 @@ from egress_policy.policy import (
 from egress_policy.policy_document import AgentDocument, EntryDocument, PolicyDocument, RuleDocument
 from egress_policy.policy_source import Place, PolicyError, PolicyFileError, Source
 
+_LOOPBACK = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -56,7 +59,32 @@ def load(path: Path, today: date | None = None) -> Loaded:
     policy = _Builder(source, document, today or datetime.now(UTC).date()).build()
     if source.errors:
         raise PolicyFileError(source.errors)
+    _check_links(source, policy)
+    _check_needed(source, policy)
     return Loaded(policy, tuple(source.warnings))
+
+
+def _check_links(source: Source, policy: Policy) -> None:
+    first: dict[str, str] = {}
+    for name, agent in policy.agents.items():
+        if agent.interface is not None and first.setdefault(agent.interface, name) != name:
+            source.warning(
+                ("agents", name, "interface"),
+                f"is that of agent {first[agent.interface]} too, and either could take the other's address: "
+                "give each a link of its own",
+            )
+
+
+def _check_needed(source: Source, policy: Policy) -> None:
+    """Warn where known-bad covers what agents cannot do without; lists of bogons do."""
+    needed = [
+        *((one, "agents are redirected to it, and would be refused everything") for one in _LOOPBACK),
+        *((one, "a name server of this policy") for one, _ in policy.resolver.nameservers or ()),
+    ]
+    for address, what in needed:
+        why = policy.trust.known_bad.why_address(address)
+        if why is not None:
+            source.warning(("trust", KNOWN_BAD), f"{why} covers {address}: {what}")
 
 
 class _Builder:

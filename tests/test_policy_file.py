@@ -350,6 +350,41 @@ def test_what_a_shared_address_opens_is_warned_of(write: Write) -> None:
     assert "whatever else the addresses of a.example serve" in str(loaded.warnings[0])
 
 
+def test_a_shared_link_is_warned_of(write: Write) -> None:
+    """Two addresses on one link are no error, but no barrier either."""
+    agents = "".join(
+        f"  {name}: {{interface: {link}, source: 10.0.0.{number}, scopes: [sandbox-s]}}\n"
+        for number, (name, link) in enumerate({"a": "br0", "b": "br0", "c": "veth1"}.items())
+    )
+    path = write(f"version: 1\nscopes: {{sandbox-s: {{owner: o@example.com}}}}\nagents:\n{agents}")
+    (warning,) = load(path).warnings
+    assert (warning.line, warning.path) == (5, "agents.b.interface")
+    assert "is that of agent a too" in warning.message
+
+
+@pytest.mark.parametrize(
+    ("listed", "warned"),
+    [
+        ("127.0.0.0/8", ["127.0.0.1"]),
+        ("::/0", ["::1"]),
+        ("0.0.0.0/0", ["127.0.0.1", "192.0.2.53"]),
+        ("192.0.2.53/32", ["192.0.2.53"]),
+        ("192.0.3.0/24", []),
+    ],
+)
+@pytest.mark.parametrize("kind", ["cidr", "feed"])
+def test_known_bad_that_covers_what_agents_need_is_warned_of(
+    write: Write, tmp_path: Path, kind: str, listed: str, warned: list[str]
+) -> None:
+    """Lists of bogons name loopback, and would cut every agent off without a word."""
+    (tmp_path / "bogons.txt").write_text(f"{listed}\n")
+    entry, where = {"cidr": (f'"{listed}"', listed), "feed": ("bogons.txt", f"{listed} in bogons.txt")}[kind]
+    resolver = "resolver: {nameservers: [192.0.2.53]}"
+    path = write(f"version: 1\n{resolver}\ntrust: {{known-bad: [{{{kind}: {entry}}}]}}\n")
+    messages = [warning.message.rpartition(": ")[0] for warning in load(path).warnings]
+    assert messages == [f"{where} covers {address}" for address in warned]
+
+
 @given(st.text(max_size=200))
 def test_no_text_ends_in_anything_but_a_policy_or_its_errors(
     tmp_path_factory: pytest.TempPathFactory, text: str
