@@ -1,46 +1,37 @@
 """`egress-policy doctor`: what is missing on this host, and what to do about it."""
 
-import grp
 import json
 import os
-import pwd
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+import egress_policy
 from egress_policy.accounts import AccountError, proxy_uid, resolve_agents
+from egress_policy.cli.finding import Finding, Result
 from egress_policy.cli.options import audit_option, json_option, policy_option
+from egress_policy.cli.permissions import Holder, secret, tamper_proof
+from egress_policy.cli.ways_around import (
+    fast_open,
+    links,
+    privileged_groups,
+    subordinate_uids,
+    syn_cookies,
+)
 from egress_policy.firewall import FirewallError, is_loaded
 from egress_policy.policy import Policy
-from egress_policy.policy_file import load_policy
+from egress_policy.policy_file import load
 from egress_policy.policy_source import PolicyFileError
 from egress_policy.resolver import ResolutionFailedError, system_nameservers
 
+_PACKAGE = Path(egress_policy.__file__).parent
+_SCRIPT = _PACKAGE.parent / "addons/scope.py"
+_KEY = "mitmproxy-ca.pem"
 _LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp, proc(5)
-_PRIVILEGED_GROUPS = {"root", "sudo", "wheel", "docker", "lxd", "libvirt", "disk", "shadow", "netdev"}
-
-
-class Result(StrEnum):
-    """How a check went. A warning weakens the policy; a failure means that it is not in force."""
-
-    OK = "ok"
-    WARNING = "warning"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One check: what was found, and where it is not well, what to do."""
-
-    check: str
-    result: Result
-    finding: str
-    remedy: str = ""
 
 
 @click.command(epilog="Example: egress-policy doctor --policy /etc/egress-policy/policy.yaml")
@@ -74,14 +65,17 @@ def _examine(path: Path, audit: Path, confdir: Path) -> Iterator[Finding]:
     yield _programs()
     yield _ruleset()
     try:
-        policy = load_policy(path)
+        loaded = load(path)
     except PolicyFileError as error:
         count = len(error.errors)
         yield Finding(
             "policy", Result.FAILED, f"{path}: {error.errors[0]}", f"egress-policy check shows all {count}"
         )
         return
+    policy = loaded.policy
     yield Finding("policy", Result.OK, f"{path} is valid")
+    for warning in loaded.warnings:
+        yield Finding("policy", Result.WARNING, str(warning))
     try:
         uid = proxy_uid(policy)
         agents = resolve_agents(policy)
@@ -89,9 +83,21 @@ def _examine(path: Path, audit: Path, confdir: Path) -> Iterator[Finding]:
         yield Finding("accounts", Result.FAILED, str(error))
         return
     yield Finding("accounts", Result.OK, f"the proxy is uid {uid}; {len(agents)} ranges of agents' uids")
-    yield from _agents_groups(agents)
+    yield from privileged_groups(agents)
+    yield from subordinate_uids(agents)
+    yield from links(policy)
+    if agents:
+        yield syn_cookies()
+        yield fast_open()
     yield _listener(policy, uid)
     yield _authority(confdir)
+    yield from _permissions(
+        policy,
+        path,
+        confdir,
+        [Holder.of(f"agent {name}", low, high) for low, high, name in agents],
+        Holder.of("the proxy", uid, uid),
+    )
     yield _audit_log(audit, uid)
     yield _nameservers(policy)
     yield _name_service()
@@ -123,32 +129,6 @@ def _ruleset() -> Finding:
             "run egress-policy apply",
         )
     return Finding("ruleset", Result.OK, "table inet egress-policy is in the kernel")
-
-
-def _agents_groups(agents: list[tuple[int, int, str]]) -> Iterator[Finding]:
-    for low, high, agent in agents:
-        for account in (entry for entry in pwd.getpwall() if low <= entry.pw_uid <= high):
-            groups = {grp.getgrgid(gid).gr_name for gid in _groups_of(account) if _group_exists(gid)}
-            privileged = sorted(groups & _PRIVILEGED_GROUPS)
-            if privileged:
-                yield Finding(
-                    f"agent {agent}",
-                    Result.WARNING,
-                    f"{account.pw_name} is in {', '.join(privileged)}: it could act as another user, past the policy",
-                    f"gpasswd -d {account.pw_name} {privileged[0]}",
-                )
-
-
-def _groups_of(account: pwd.struct_passwd) -> list[int]:
-    return os.getgrouplist(account.pw_name, account.pw_gid)
-
-
-def _group_exists(gid: int) -> bool:
-    try:
-        grp.getgrgid(gid)
-    except KeyError:
-        return False
-    return True
 
 
 def _listener(policy: Policy, uid: int) -> Finding:
@@ -184,17 +164,35 @@ def _listeners(port: int) -> Iterator[int]:
 
 
 def _authority(confdir: Path) -> Finding:
-    certificate, key = confdir / "mitmproxy-ca-cert.pem", confdir / "mitmproxy-ca.pem"
+    certificate = confdir / "mitmproxy-ca-cert.pem"
     try:
         if not certificate.exists():
             return Finding(
-                "CA", Result.FAILED, f"{certificate} is missing", "README, 'On a host', says how to make it"
+                "CA", Result.FAILED, f"{certificate} is missing", "start the proxy: it makes its CA"
             )
-        if key.exists() and key.stat().st_mode & 0o077:
-            return Finding("CA", Result.WARNING, f"{key} can be read by others", f"chmod 600 {key}")
     except PermissionError:
         return Finding("CA", Result.WARNING, f"{confdir} cannot be looked at", "run doctor as root")
     return Finding("CA", Result.OK, f"{certificate} is there")
+
+
+def _permissions(
+    policy: Policy, path: Path, confdir: Path, agents: list[Holder], proxy: Holder
+) -> Iterator[Finding]:
+    things = {
+        "the code": _PACKAGE,
+        "the script": _SCRIPT.parent,
+        "the policy": path,
+        **{f"the feed {name}": path.parent / name for name, _ in policy.trust.known_bad.feeds},
+        "the CA": confdir,
+    }
+    try:
+        yield from tamper_proof([proxy, *agents], {what: one for what, one in things.items() if one.exists()})
+        if (confdir / _KEY).exists():
+            yield from secret(agents, confdir / _KEY)
+    except PermissionError as error:
+        yield Finding(
+            "permissions", Result.WARNING, f"{error.filename} cannot be looked at", "run doctor as root"
+        )
 
 
 def _audit_log(audit: Path, uid: int) -> Finding:
