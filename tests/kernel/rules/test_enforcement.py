@@ -27,6 +27,8 @@ from tests.kernel.rules.world import (
     World,
     insert,
     remove,
+    rules,
+    without,
 )
 
 REFUSED = "ECONNREFUSED"
@@ -104,6 +106,18 @@ def test_agents_do_not_use_each_others_grants(world: World, name: str, uid: int,
 
 
 @either_family
+@pytest.mark.parametrize(("name", "uid"), AGENTS)
+def test_a_grant_for_another_port_opens_nothing_to_the_agent_itself(
+    world: World, name: str, uid: int, family: int
+) -> None:
+    """What is not redirected does not get to the proxy, and not past it either."""
+    world.call("host", 0, insert, "developer-sandbox", GRANTED[family], 22)
+    assert world.call(name, uid, probes.connect, GRANTED[family], 22) == REFUSED
+    assert world.call("host", PROXY, probes.connect, GRANTED[family], 22) == "net"
+    world.call("host", 0, remove, "developer-sandbox", GRANTED[family], 22)
+
+
+@either_family
 def test_every_name_server_is_the_addons(world: World, family: int) -> None:
     """Whichever address an agent asks, on this host too: the resolver of systemd listens on loopback."""
     for name, uid in AGENTS:
@@ -130,6 +144,28 @@ def test_the_proxys_ports_are_not_to_be_dialled(world: World, port: int, family:
     )
     for name, uid, place in dialled:
         assert world.call(name, uid, probes.connect, place[family], port) == REFUSED, (name, uid)
+
+
+@either_family
+def test_the_proxys_port_is_refused_twice(world: World, family: int) -> None:
+    """Where an agent's packet leaves, and where it arrives; and then the proxy may not answer."""
+    barriers = (
+        ("agent-loopback-permitted", "th dport { $proxy_port, $dns_port } return"),
+        (
+            "input",
+            "meta l4proto { tcp, udp } th dport { $proxy_port, $dns_port } ct direction original goto refuse",
+        ),
+        ("output", "meta skuid $proxy_uid goto proxy-egress"),
+    )
+    bare = world.text
+    for chain, text in barriers:
+        (rule,) = [one for one in rules(world.text) if (one.chain, one.text) == (chain, text)]
+        world.load(without(world.text, rule))
+        assert world.call("host", AGENT, probes.connect, LOCAL[family], PROXY_PORT) == REFUSED
+        (rule,) = [one for one in rules(bare) if (one.chain, one.text) == (chain, text)]
+        bare = without(bare, rule)
+    world.load(bare)
+    assert world.call("host", AGENT, probes.connect, LOCAL[family], PROXY_PORT) == "proxy"
 
 
 @either_family
