@@ -85,6 +85,41 @@ def converse(address: str, port: int) -> Generator[str]:
             yield _failure(error)
 
 
+def send_and_close(address: str, port: int) -> Generator[str]:
+    """Send as much as the kernel takes from a peer that reads nothing, and close the socket; end only when told."""
+    with _socket(address, socket.SOCK_STREAM) as client:
+        client.connect(_place(address, port))
+        client.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                client.send(bytes(1 << 16))
+    yield "closed"
+
+
+def take_late(address: str, port: int) -> Generator[str]:
+    """Accept a connection, and read nothing before the next step; then say how the stream ends, asking if it stops."""
+    with _socket(address, socket.SOCK_STREAM) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        server.bind(_place(address, port))
+        server.listen(1)
+        yield "ready"
+        peer, _ = server.accept()
+        with peer:
+            peer.settimeout(SILENCE)
+            # Ended by a reset: what is left of the connection would show up in later tests' logs.
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            try:
+                with suppress(TimeoutError):
+                    while peer.recv(1 << 16):
+                        pass
+                    yield "the end"
+                peer.send(b"?")
+                yield peer.recv(1).decode()
+            except OSError as error:
+                yield _failure(error)
+
+
 def serve(name: str, places: Sequence[tuple[str, int]]) -> Generator[str]:
     """Answer every message with the server's name, by TCP and UDP."""
     waiting = select.epoll()

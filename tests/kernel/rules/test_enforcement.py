@@ -155,7 +155,7 @@ def test_the_proxys_port_is_refused_twice(world: World, family: int) -> None:
             "input",
             "meta l4proto { tcp, udp } th dport { $proxy_port, $dns_port } ct direction original goto refuse",
         ),
-        ("output", "meta skuid $proxy_uid goto proxy-egress"),
+        ("output", "meta skuid $proxy_uid ct label set 97 goto proxy-egress"),
     )
     bare = world.text
     for chain, text in barriers:
@@ -230,6 +230,20 @@ def test_the_end_of_a_grant_cuts_its_live_connection(world: World, family: int) 
         assert connection.next() == "net"
         world.call("host", 0, remove, "developer-sandbox", GRANTED[family], 443)
         assert connection.next() in {"ECONNRESET", REFUSED, "EPIPE"}
+
+
+@either_family
+def test_a_socket_that_was_closed_sends_on_while_its_grant_lasts(world: World, family: int) -> None:
+    """And no longer: it has no uid any more, but is not nobody's. The peer hears that it is gone."""
+    for grant_lasts, end in ((True, "the end"), (False, "ECONNRESET")):
+        world.call("host", 0, insert, "developer-sandbox", GRANTED[family], 9443)
+        with (
+            world.begin("net", 0, probes.take_late, GRANTED[family], 9443) as peer,
+            world.begin("host", PROXY, probes.send_and_close, GRANTED[family], 9443),
+        ):
+            if not grant_lasts:
+                world.call("host", 0, remove, "developer-sandbox", GRANTED[family], 9443)
+            assert peer.next() == end
 
 
 @either_family

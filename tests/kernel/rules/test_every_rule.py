@@ -44,6 +44,7 @@ type Family = int
 REFUSED = "ECONNREFUSED"
 BLOCKED = "Agent Egress Blocked: "
 NOBODY = 61999
+LATE_PORT = 9443
 ANSWER = "tcp flags & (syn | ack) == syn | ack"
 
 
@@ -154,6 +155,22 @@ def lives_on(family: Family) -> Probe:
     return probe
 
 
+def closed(uid: int, name: str, address: str) -> Probe:
+    """Close a connection that still has data to send, then delete the element that it depends on."""
+
+    def probe(world: World) -> object:
+        element = f"element inet egress-policy {name} {{ {address} . {LATE_PORT} }}"
+        run_in(world, "host", "nft", f"add {element}")
+        with (
+            world.begin("net", 0, probes.take_late, address, LATE_PORT) as peer,
+            world.begin("host", uid, probes.send_and_close, address, LATE_PORT),
+        ):
+            run_in(world, "host", "nft", f"delete {element}")
+            return peer.next()
+
+    return probe
+
+
 def in_turn(*parts: Probe) -> Probe:
     """Do one after the other."""
     return lambda world: [part(world) for part in parts]
@@ -237,10 +254,15 @@ def _cases() -> Iterator[Case]:
                   with_cookies(shake_hands("net", HOST[v], 9100)), "silence")  # fmt: skip
         yield one("socket-answer", "meta cgroup 0-4294967295 return", f"{v}",
                   dial("net", 0, HOST[v], 9000), "local")  # fmt: skip
-        yield one("output", "meta skuid @agent-uids goto agent-egress", f"{v}",
+        yield one("output", "meta skuid @agent-uids ct label set 96 goto agent-egress", f"{v}",
                   dial("host", AGENT, unknown, 8443), REFUSED)  # fmt: skip
-        yield one("output", "meta skuid $proxy_uid goto proxy-egress", f"{v}",
+        yield one("output", "meta skuid $proxy_uid ct label set 97 goto proxy-egress", f"{v}",
                   dial("host", PROXY, unknown, 443), REFUSED)  # fmt: skip
+
+        for label, chain, uid, name in ((96, "agent-egress", AGENT, f"known-good-ipv{v}"),
+                                        (97, "proxy-egress", PROXY, f"developer-sandbox{suffix}")):  # fmt: skip
+            yield one("output", f"ct label {label} fib daddr type != local tcp flags & rst != rst goto {chain}", f"{v}",
+                      closed(uid, name, GRANTED[v]), "ECONNRESET")  # fmt: skip
 
         yield one("forward", "iifname @agent-links goto agent-egress", f"{v}",
                   dial("box", 0, unknown, 8443), REFUSED)  # fmt: skip
@@ -313,8 +335,10 @@ def _cases() -> Iterator[Case]:
 
         yield one("proxy-egress", f"{ip} daddr != @known-bad-ipv{v} jump proxy-permitted", "",
                   dial("host", PROXY, good, 443), "net")  # fmt: skip
-        yield one("proxy-egress", 'limit rate 100/second burst 200 packets log prefix "Proxy Egress Blocked: " group 1',
-                  f"{v}", logged(dial("host", PROXY, unknown, 443)),
+        yield one("proxy-egress",
+                  'meta skuid $proxy_uid limit rate 100/second burst 200 packets '
+                  'log prefix "Proxy Egress Blocked: " group 1',
+                  f"{v}", logged(dial("host", PROXY, unknown, 443), closed(PROXY, f"developer-sandbox{suffix}", GRANTED[v])),
                   [(1, "Proxy Egress Blocked: ", unknown)])  # fmt: skip
         yield one("proxy-egress", "goto refuse", f"{v}", dial("host", PROXY, unknown, 443), REFUSED)
         yield one("proxy-permitted", "ct direction reply ct status dnat accept", f"agent {v}",
