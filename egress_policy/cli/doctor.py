@@ -18,6 +18,7 @@ from egress_policy.cli.permissions import Holder, secret, tamper_proof
 from egress_policy.cli.ways_around import (
     fast_open,
     links,
+    name_services,
     privileged_groups,
     subordinate_uids,
     syn_cookies,
@@ -89,6 +90,7 @@ def _examine(path: Path, audit: Path, confdir: Path) -> Iterator[Finding]:
     if agents:
         yield syn_cookies()
         yield fast_open()
+        yield from name_services()
     yield _listener(policy, uid)
     yield _authority(confdir)
     yield from _permissions(
@@ -100,7 +102,6 @@ def _examine(path: Path, audit: Path, confdir: Path) -> Iterator[Finding]:
     )
     yield _audit_log(audit, uid)
     yield _nameservers(policy)
-    yield _name_service()
 
 
 def _programs() -> Finding:
@@ -218,21 +219,3 @@ def _nameservers(policy: Policy) -> Finding:
             "resolver", Result.FAILED, "no name servers are known", "name them under resolver.nameservers"
         )
     return Finding("resolver", Result.OK, ", ".join(f"{address} port {port}" for address, port in found))
-
-
-def _name_service() -> Finding:
-    check = "name service"
-    try:
-        lines = Path("/etc/nsswitch.conf").read_text().splitlines()
-    except OSError:
-        return Finding(check, Result.OK, "no /etc/nsswitch.conf")
-    hosts = next((line.split() for line in lines if line.startswith("hosts:")), [])
-    if "resolve" in hosts:
-        # nss-resolve(8) asks systemd-resolved over a Unix socket: no port-53 rule sees that.
-        return Finding(
-            check,
-            Result.WARNING,
-            "/etc/nsswitch.conf has `resolve`: agents' look-ups go past the policy's DNS",
-            "use `dns` there",
-        )
-    return Finding(check, Result.OK, "agents' look-ups go over port 53")

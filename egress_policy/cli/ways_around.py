@@ -15,6 +15,11 @@ type AgentUids = Sequence[tuple[int, int, str]]
 _SETTINGS = Path("/proc/sys/net")
 _LINKS = Path("/sys/class/net")
 _SUBUID = Path("/etc/subuid")
+_NAME_SERVICES = {
+    "systemd-resolved": Path("/run/systemd/resolve/io.systemd.Resolve"),
+    "nscd": Path("/run/nscd/socket"),
+    "avahi-daemon": Path("/run/avahi-daemon/socket"),
+}
 _TCP_FASTOPEN_SERVER = 0x2
 _ALWAYS = 2
 _PRIVILEGED_GROUPS = {
@@ -138,6 +143,20 @@ def _covered(low: int, high: int, agents: AgentUids) -> bool:
         if first <= low <= last:
             low = last + 1
     return low > high
+
+
+def name_services() -> Iterator[Finding]:
+    """Find who would look names up for an agent, asked over a Unix socket: no rule for port 53 sees that."""
+    services = [name for name, place in _NAME_SERVICES.items() if place.exists()]
+    for name in services:
+        yield Finding(
+            "name service",
+            Result.WARNING,
+            f"agents can have {name} look up any name, past the policy's DNS ({_NAME_SERVICES[name]})",
+            f"systemctl disable --now {name}, and name the servers in /etc/resolv.conf",
+        )
+    if not services:
+        yield Finding("name service", Result.OK, "agents' look-ups go over port 53")
 
 
 def _setting(path: Path) -> int:

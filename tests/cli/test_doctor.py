@@ -53,7 +53,7 @@ class Host:
             (self.folder / name).write_text(text)
         options = f"--json --policy {self.folder}/policy.yaml --confdir {self.folder}/ca"
         script = (
-            f"set -e\nmount -t sysfs sysfs /sys\nmount --bind {self.folder}/etc /etc\n{self.commands}\n"
+            f"set -e\nmount -t sysfs sysfs /sys\nmount -t tmpfs tmpfs /run\nmount --bind {self.folder}/etc /etc\n{self.commands}\n"
             f"exec {sys.executable} -m egress_policy doctor {options}\n"
         )
         done = subprocess.run(
@@ -84,6 +84,8 @@ def files() -> Iterator[Path]:
 
 SOUND = "ip link add br-agents type bridge"
 UNSOUND = """\
+mkdir -p /run/systemd/resolve
+touch /run/systemd/resolve/io.systemd.Resolve
 echo 2 > /proc/sys/net/ipv4/tcp_syncookies
 echo 3 > /proc/sys/net/ipv4/tcp_fastopen
 ip link add br-agents type bridge
@@ -131,6 +133,7 @@ def test_a_sound_host_is_told_nothing_to_do(sound: list[dict[str, str]]) -> None
     [
         ("SYN cookies", "failed", "tcp_syncookies is 2"),
         ("TCP Fast Open", "warning", "an agent that listens could answer a peer outside"),
+        ("name service", "warning", "agents can have systemd-resolved look up any name"),
         ("link vethport", "failed", "a port of the bridge br-agents"),
         ("agent alice", "warning", "agent-alice is in the group docker"),
         ("agent alice", "warning", "lets agent-alice be uids 62050-62149"),
