@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,21 @@ from deploy.demo.certificates import Authority
 from deploy.demo.json_lines import read_log
 from deploy.demo.lab import ALICE, BOB, DNS_PORT, NAMESERVERS, PROXY_PORT, Lab
 from deploy.demo.lab import PROXY as PROXY_UID
+from tests.bypass.agent import Reply, Send
 from tests.bypass.attempts import KERNEL, PROXY, Barrier
 from tests.end_to_end import raw_origin
 
 SCOPE = {"X-Agent-Scope": "sandbox-alice;intent=free"}
 CONTAINER = "10.88.0.2"
+SUBORDINATE = 300_000
+"""A uid that alice may take, as newuidmap(1) would give it to her."""
 POLICY = f"""\
 version: 1
 proxy: {{user: {PROXY_UID}}}
 resolver: {{nameservers: [{NAMESERVERS[0]}], timeout: 1s}}
 agents:
   alice: {{user: {ALICE}, scopes: [sandbox-alice]}}
+  alice-subordinate: {{user: "{SUBORDINATE}-365535", scopes: [sandbox-alice]}}
   bob: {{user: {BOB}, scopes: [sandbox-bob], default_scope: sandbox-bob}}
   container: {{interface: br-agents, source: {CONTAINER}, scopes: [sandbox-bob]}}
 scopes:
@@ -71,26 +75,6 @@ _NO_FILTER = "".join(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What came back on one connection; `end` is `answered`, `closed`, `silence`, `TLS: …` or an errno's name."""
-
-    answer: str
-    end: str
-
-    @property
-    def status(self) -> int:
-        """Return the status of an HTTP/1 answer; 0 where none came."""
-        words = self.answer.split(" ", 2)
-        return int(words[1]) if words[0].startswith("HTTP/1.") else 0
-
-    @property
-    def code(self) -> str:
-        """Return the code of a denial; empty where the answer is none."""
-        _, _, body = self.answer.partition("\r\n\r\n")
-        return str(json.loads(body)["code"]) if "application/problem+json" in self.answer else ""
-
-
 class World:
     """A lab, and the barriers that stand in it.
 
@@ -98,9 +82,10 @@ class World:
     `KERNEL` nothing of the ruleset is left but the redirection.
     """
 
-    def __init__(self, lab: Lab, barriers: Barrier) -> None:
+    def __init__(self, lab: Lab, barriers: Barrier, container: str) -> None:
         self.lab = lab
         self.barriers = barriers
+        self.container = container
         self._numbers = itertools.count(1)
         self._proxy: subprocess.Popen[bytes] | None = None
         self._raw_log = lab.folder / "internet" / "raw.jsonl"
@@ -138,16 +123,16 @@ class World:
         if KERNEL in self.barriers and PROXY not in self.barriers:
             self.open(_FENCE, 80)
 
-    def start_bare_proxy(self) -> subprocess.Popen[bytes]:
-        """Start mitmdump with mitmproxy's defaults and no addon, under the proxy's uid."""
+    def start_bare_proxy(self, *options: str, log: str = "bare") -> subprocess.Popen[bytes]:
+        """Start mitmdump with mitmproxy's defaults and no addon of ours, under the proxy's uid."""
         lab = self.lab
         modes = (f"transparent@{PROXY_PORT}", f"dns@127.0.0.1:{DNS_PORT}", f"dns@::1:{DNS_PORT}")
         settings = {"confdir": lab.confdir, "ssl_verify_upstream_trusted_ca": lab.internet_ca}
         command: list[str | Path] = [Path(sys.prefix, "bin", "mitmdump")]
         command += [word for mode in modes for word in ("--mode", mode)]
         command += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-        process = lab.start(command, uid=PROXY_UID, log="bare")
-        lab.wait(process, "bare", lambda: lab.listens(process, PROXY_PORT, DNS_PORT))
+        process = lab.start([*command, *options], uid=PROXY_UID, log=log)
+        lab.wait(process, log, lambda: lab.listens(process, PROXY_PORT, DNS_PORT))
         return process
 
     def stop_proxy(self) -> None:
@@ -218,32 +203,30 @@ class World:
         alpn: Sequence[str] = (),
         answers: int = 1,
         patience: float | None = None,
+        kind: str = "tcp",
         uid: int = ALICE,
         ns: str = "host",
+        caps: Sequence[str] = (),
     ) -> list[Reply]:
-        """Send bytes (as Latin-1) to each address that leads to a name, or to those given; return what came back.
+        """Send bytes as `Send` says to each address that leads to a name, or to those given.
 
-        `tls` is the server name of a handshake before it, "" for none. Reading ends with so many complete answers,
-        with the connection, or after `patience` seconds of silence: 5, but 1 where no barrier stands, and what is
-        sent waits for an answer that no origin has.
+        `patience` is 5 seconds, but half of one where no barrier stands: there an attempt may wait for an answer that
+        no origin has.
         """
-        if patience is None:
-            patience = 5.0 if self.barriers else 1.0
-        addresses = self.ways(to) if isinstance(to, str) else list(to)
+        patience = patience or (5.0 if self.barriers else 0.5)
         sends = [
-            {
-                "address": address,
-                "port": port,
-                "data": data,
-                "tls": tls,
-                "alpn": list(alpn),
-                "answers": answers,
-                "patience": patience,
-            }
-            for address in addresses
+            Send(address, port, data, tls, tuple(alpn), answers, patience, kind)
+            for address in (self.ways(to) if isinstance(to, str) else to)
         ]
+        return self.make(sends, uid=uid, ns=ns, caps=caps)
+
+    def make(
+        self, sends: Sequence[Send], uid: int = ALICE, ns: str = "host", caps: Sequence[str] = ()
+    ) -> list[Reply]:
+        """Make several sends at once, in one process."""
         command = [sys.executable, "-m", "tests.bypass.agent"]
-        done = self.lab.run(command, uid=uid, ns=ns, stdin=json.dumps(sends))
+        wanted = json.dumps([asdict(one) for one in sends])
+        done = self.lab.run(command, uid=uid, ns=ns, caps=caps, stdin=wanted)
         assert done.returncode == 0, done.stderr
         return [Reply(**one) for one in json.loads(done.stdout)]
 
@@ -292,9 +275,9 @@ class World:
 def open_world(barriers: Barrier) -> Iterator[World]:
     """Build a world; its proxy is started by who needs it."""
     with Lab(_FENCE, "named.example", "direct.example", "full.example") as lab:
-        lab.add_container(CONTAINER, "fd88::2")
+        container = lab.add_container(CONTAINER, "fd88::2")
         lab.write_policy(POLICY)
-        world = World(lab, barriers)
+        world = World(lab, barriers, container)
         world.load_rules()
         world.start_raw_origin()
         yield world
