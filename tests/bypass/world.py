@@ -164,8 +164,8 @@ class World:
         return name
 
     def marker(self) -> str:
-        """Make a word that no other test sends."""
-        return f"marker-{next(self._numbers)}-"
+        """Make a word that no other test sends; it may stand in a name."""
+        return f"marker-{next(self._numbers)}x"
 
     def open(self, name: str, port: int) -> None:
         """Open a name's addresses in the kernel for an hour, as a grant would, past the proxy."""
