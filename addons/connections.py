@@ -1,6 +1,9 @@
 """What each client connection may do: whose it is, which upstream addresses it was cleared for, and its end."""
 
+import asyncio
 import ipaddress
+import resource
+from collections import Counter
 from dataclasses import dataclass, field
 
 from mitmproxy import connection
@@ -10,6 +13,7 @@ from egress_policy.caller import Caller
 from egress_policy.denial import Deny
 from egress_policy.destination import Address
 from egress_policy.ledger import Key, LiveGrant
+from gate import Gate, GatedReader
 
 type Socket = tuple[str, int]
 
@@ -19,41 +23,58 @@ class ClientConnection:
     """One client's connection to the proxy.
 
     `port` is the TCP port it was made to before it was redirected. `cleared` holds the upstream addresses that
-    its permitted requests were pinned to; `active` the flows under way, each with the grant that it runs under.
+    its permitted requests were pinned to, with their grants; `active` the flows under way, each with the grant
+    that it runs under. `refusal` is what was found wrong with the connection before its first request.
     """
 
     client: connection.Client
     caller: Caller
     port: int
-    cleared: dict[Socket, Key] = field(default_factory=dict)
+    gate: Gate = field(default_factory=Gate)
+    cleared: dict[Socket, set[Key]] = field(default_factory=dict)
     active: dict[str, Key] = field(default_factory=dict)
     refusal: Deny | None = None
 
     def clear(self, flow_id: str, live: LiveGrant, upstream: Socket) -> None:
         """Let a flow go to an upstream address for as long as its grant lives."""
-        self.cleared[upstream] = live.key
+        self.cleared.setdefault(upstream, set()).add(live.key)
         self.active[flow_id] = live.key
 
 
 class Connections:
-    """The client connections that are open now."""
+    """The client connections that are open now. One agent may have `limit` of them."""
 
-    def __init__(self, proxyserver: Proxyserver) -> None:
+    def __init__(self, proxyserver: Proxyserver, limit: int) -> None:
         self._proxyserver = proxyserver
+        self._limit = limit
         self._open: dict[str, ClientConnection] = {}
+        self._count: Counter[str | None] = Counter()
 
-    def add(self, opened: ClientConnection) -> ClientConnection:
-        """Enter a new connection."""
+    def add(self, opened: ClientConnection) -> bool:
+        """Enter a new connection, unless its agent has too many; tell whether it may go on."""
+        agent = opened.caller.agent
+        transports = self._proxyserver.connections[opened.client.id].transports
+        reader = transports[opened.client].reader
+        if self._count[agent] >= self._limit or not isinstance(reader, asyncio.StreamReader):
+            return False
+        transports[opened.client].reader = GatedReader(reader, opened.gate)  # type: ignore[assignment]
         self._open[opened.client.id] = opened
-        return opened
+        self._count[agent] += 1
+        return True
 
     def get(self, client: connection.Client) -> ClientConnection | None:
         """Return what is known of a client's connection."""
         return self._open.get(client.id)
 
+    def opened(self, client: connection.Client) -> ClientConnection:
+        """Return what is known of a connection that may speak. Raises KeyError for any other."""
+        return self._open[client.id]
+
     def remove(self, client: connection.Client) -> None:
         """Forget a connection that was closed."""
-        self._open.pop(client.id, None)
+        opened = self._open.pop(client.id, None)
+        if opened is not None:
+            self._count[opened.caller.agent] -= 1
 
     def cut(self, client: connection.Client) -> None:
         """Close a client's connection at once, and with it every upstream connection made for it.
@@ -71,7 +92,9 @@ class Connections:
             if key in opened.active.values():
                 self.cut(opened.client)
                 continue
-            ended = {upstream for upstream, cleared_by in opened.cleared.items() if cleared_by == key}
+            for keys in opened.cleared.values():
+                keys.discard(key)
+            ended = {upstream for upstream, keys in opened.cleared.items() if not keys}
             if ended:
                 self._close_upstreams(opened, ended)
 
@@ -86,6 +109,13 @@ class Connections:
                 and transport.handler is not None
             ):
                 transport.handler.cancel("grant ended")
+
+
+def most_connections() -> int:
+    """Use all the file descriptors that the process may have, and leave no agent more than a quarter of them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return max(16, hard // 4)
 
 
 def upstream_socket(address: Address, port: int) -> Socket:

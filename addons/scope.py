@@ -10,19 +10,22 @@ import logging
 import os
 import sys
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, NoReturn
 
 from mitmproxy import addonmanager, connection, ctx, dns, http, tls
 from mitmproxy.net.dns import response_codes
 from mitmproxy.proxy import layer, mode_specs, server_hooks
 
+import bounds
 import connections
 import dns_replies
 import protocols
 import safe_options
 import start_up
+import streams
 from egress_policy.authorizer import Verdict
-from egress_policy.denial import Deny, DenyCode
+from egress_policy.denial import Deny, DenyCode, Failure, FailureCode, Refusal
 from egress_policy.destination import Destination, InvalidHostError, parse_name
 from egress_policy.http_request import AccessRequest, RequestHead, is_websocket, read_request
 from egress_policy.ledger import LiveGrant
@@ -32,8 +35,6 @@ from egress_policy.problem import problem_of, render
 from egress_policy.records import Asked
 from egress_policy.scope import HEADER
 
-_VERDICT = "egress-policy verdict"
-_COUNTED = "egress-policy bytes"
 # RFC 9849: the extension that hides the real server name inside an encrypted ClientHello.
 _ENCRYPTED_CLIENT_HELLO = 0xFE0D
 # The answer that stands until the decision is made: if a hook raises, it is what the client gets.
@@ -74,7 +75,10 @@ class Scope:
                 _exit("; ".join(not_allowed))
             if not ctx.options.has_changed("confdir"):
                 ctx.options.update(confdir=start_up.DEFAULT_CONFDIR)
-            self._connections = connections.Connections(ctx.master.addons.get("proxyserver"))
+            bounds.bound_origins()
+            self._connections = connections.Connections(
+                ctx.master.addons.get("proxyserver"), connections.most_connections()
+            )
             self._started = start_up.start(ctx.options, self._grant_ended)
             ctx.options.update(**safe_options.SAFE)
         except start_up.StartError as error:
@@ -122,18 +126,28 @@ class Scope:
 
     # Connections
 
-    def next_layer(self, nextlayer: layer.NextLayer) -> None:
-        """Find out who connected, then let the connection speak TLS or HTTP and nothing else."""
-        nextlayer.layer = protocols.Closed(nextlayer.context)
-        if not isinstance(nextlayer.context.client.proxy_mode, mode_specs.TransparentMode):
+    def client_connected(self, client: connection.Client) -> None:
+        """Find out who connected; an agent with too many connections gets no more."""
+        if not isinstance(client.proxy_mode, mode_specs.TransparentMode):
             return
-        opened = self._connection(nextlayer.context.client, nextlayer.context.server)
+        client.error = "the sender is not known yet"
+        caller = self._started.callers.identify(connections.peer(client), self._started.port)
+        # In transparent mode the socket's name is where the client wanted to go.
+        opened = connections.ClientConnection(client, caller, port=client.sockname[1])
+        client.error = None if self._connections.add(opened) else "too many connections"
 
-        def refused(_client: connection.Client, why: str) -> None:
+    def next_layer(self, nextlayer: layer.NextLayer) -> None:
+        """Let a connection speak TLS or HTTP and nothing else."""
+        nextlayer.layer = protocols.Closed(nextlayer.context)
+        opened = self._connections.get(nextlayer.context.client)
+        if opened is None:
+            return
+
+        def refused(why: str) -> None:
             deny = Deny(DenyCode.REQUEST_MALFORMED, why)
             self._refuse(Asked(opened.caller, deny, port=opened.port), deny)
 
-        nextlayer.layer = protocols.choose(nextlayer.context, nextlayer.data_client(), refused)
+        nextlayer.layer = protocols.choose(nextlayer.context, nextlayer.data_client(), opened.gate, refused)
 
     def client_disconnected(self, client: connection.Client) -> None:
         """Forget a closed connection."""
@@ -141,7 +155,7 @@ class Scope:
 
     async def tls_clienthello(self, data: tls.ClientHelloData) -> None:
         """Pass a known-good name on undecrypted; everything else is decrypted, and decided request by request."""
-        opened = self._connection(data.context.client, data.context.server)
+        opened = self._connections.opened(data.context.client)
         policy = self._started.authorizer.policy
         try:
             name = parse_name(data.client_hello.sni or "")
@@ -172,27 +186,23 @@ class Scope:
         opened = self._connections.get(data.client)
         if opened is None or data.server.address is None:
             return
-        key = opened.cleared.get(data.server.address[:2])
-        if key is not None and self._started.authorizer.is_live(key):
+        keys = opened.cleared.get(data.server.address[:2], ())
+        if any(self._started.authorizer.is_live(key) for key in keys):
             data.server.error = None
 
     def server_connect_error(self, data: server_hooks.ServerConnectionHookData) -> None:
         """Have the next request look for another address of the grant."""
         opened = self._connections.get(data.client)
-        key = (
-            None
-            if opened is None or data.server.address is None
-            else opened.cleared.get(data.server.address[:2])
-        )
-        if key is not None:
-            self._started.authorizer.unreachable(key)
+        if opened is not None and data.server.address is not None:
+            for key in opened.cleared.get(data.server.address[:2], ()):
+                self._started.authorizer.unreachable(key)
 
     # Requests
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
         """Deny CONNECT: in a transparent proxy nobody needs it."""
         flow.response = _UNDECIDED
-        opened = self._connection(flow.client_conn, flow.server_conn)
+        opened = self._connections.opened(flow.client_conn)
         deny = Deny(
             DenyCode.REQUEST_MALFORMED, "CONNECT is for forward proxies: connect to the destination itself"
         )
@@ -201,7 +211,7 @@ class Scope:
     async def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Decide on a request before any of it is sent on."""
         flow.response = _UNDECIDED
-        opened = self._connection(flow.client_conn, flow.server_conn)
+        opened = self._connections.opened(flow.client_conn)
         asked = _asked(opened, flow, opened.refusal or read_request(_head(opened, flow), opened.caller.agent))
         verdict = await self._started.authorizer.authorize(asked)
         live = verdict.live
@@ -210,11 +220,15 @@ class Scope:
             return
         if not flow.client_conn.connected or not self._started.authorizer.is_live(live.key):
             return
-        flow.metadata[_VERDICT] = asked, verdict
-        flow.metadata[protocols.MAX_BODY] = verdict.permit.max_body
         self._pin(opened, flow, live)
         _clean(flow.request)
-        self._stream(opened, flow, asked, verdict)
+        flow.metadata[streams.TERMS] = streams.Terms(
+            verdict.permit.max_body,
+            too_long=partial(self._too_long, flow, asked, verdict.permit.max_body),
+            failed=partial(self._failed, flow, asked),
+        )
+        # Where no body is allowed, one of unknown length must not have its head sent on before it is denied.
+        flow.request.stream = verdict.permit.max_body != 0 and not is_websocket(flow.request.headers.fields)
         flow.response = None
 
     def _pin(self, opened: connections.ClientConnection, flow: http.HTTPFlow, live: LiveGrant) -> None:
@@ -228,63 +242,29 @@ class Scope:
         flow.server_conn.address = upstream
         flow.request.data.host, flow.request.data.port = upstream
 
-    def _stream(
-        self, opened: connections.ClientConnection, flow: http.HTTPFlow, asked: Asked, verdict: Verdict
-    ) -> None:
-        """Send a body on as it comes, counted where its length is not known and limited.
-
-        An HTTP/2 body without content-length is kept back whole: to an HTTP/1 upstream it would go out without
-        framing, and be read there as a second request that nobody decided.
-        """
-        if is_websocket(flow.request.headers.fields):
-            return
-        if "transfer-encoding" not in flow.request.headers:
-            flow.request.stream = flow.request.headers.get("content-length", "0") != "0"
-            return
-        limit = None if verdict.permit is None else verdict.permit.max_body
-        sent = 0
-
-        def counted(chunk: bytes) -> tuple[bytes, ...]:
-            nonlocal sent
-            sent += len(chunk)
-            if limit is not None and sent > limit:
-                flow.metadata[protocols.IS_CUT] = True
-                self._cut_body(opened, asked, limit)
-                # Not `b""`: as a chunk of length 0 it would end the body for the origin.
-                return ()
-            return (chunk,) if chunk else ()
-
-        flow.request.stream = counted
-
-    def _cut_body(self, opened: connections.ClientConnection, asked: Asked, limit: int) -> None:
-        if opened.refusal is None:
-            opened.refusal = Deny(
-                DenyCode.BODY_TOO_LARGE, f"the body grew beyond the {limit} bytes that the intent allows"
-            )
-            self._refuse(asked, opened.refusal)
-            self._connections.cut(opened.client)
-
     def request(self, flow: http.HTTPFlow) -> None:
-        """Hold a body that was kept back to its limit, give it a length, and take trailers away."""
+        """Deny a body where none is allowed, and take trailers away: the scope may be in them too."""
         if flow.response is not None or flow.request.stream:
             flow.request.trailers = None
+            if flow.response is not None and flow.response.timestamp_end is not None:
+                # The origin had answered before the body was complete.
+                self._flow_over(flow)
             return
         flow.response = _UNDECIDED
-        asked, verdict = flow.metadata[_VERDICT]
-        length = len(flow.request.raw_content or b"")
-        limit = verdict.permit.max_body
-        if limit is not None and length > limit:
-            deny = Deny(DenyCode.BODY_TOO_LARGE, f"the body has {length} bytes, the intent allows {limit}")
-            flow.response = _refusal_response(flow, self._refuse(asked, deny))
-            return
-        if length:
-            flow.request.headers["content-length"] = str(length)
         flow.request.trailers = None
-        flow.response = None
+        flow.response = flow.metadata[streams.TERMS].too_long() if flow.request.raw_content else None
+
+    def _too_long(self, flow: http.HTTPFlow, asked: Asked, limit: int | None) -> http.Response:
+        deny = Deny(DenyCode.BODY_TOO_LARGE, f"the body grew beyond the {limit} bytes that the intent allows")
+        return _refusal_response(flow, self._refuse(asked, deny))
+
+    def _failed(self, flow: http.HTTPFlow, asked: Asked, why: str) -> http.Response:
+        failure = Failure(FailureCode.UPSTREAM_FAILED, f"the destination did not answer: {why}")
+        return _refusal_response(flow, self._refuse(asked, failure))
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         """Pass the answer on as it comes, unless it would turn the connection into something unchecked."""
-        if flow.response is None or _VERDICT not in flow.metadata:
+        if flow.response is None or streams.TERMS not in flow.metadata:
             return
         if flow.response.status_code == 101:
             if not (flow.websocket or is_websocket(flow.request.headers.fields)):
@@ -295,24 +275,18 @@ class Scope:
         flow.response.stream = True
 
     def response(self, flow: http.HTTPFlow) -> None:
-        """Note that a flow is over."""
-        self._flow_over(flow)
+        """Note that a flow is over, unless its request is still being sent."""
+        if flow.request.timestamp_end is not None:
+            self._flow_over(flow)
 
     def error(self, flow: http.HTTPFlow) -> None:
         """Note that a flow is over."""
         self._flow_over(flow)
 
     def websocket_message(self, flow: http.HTTPFlow) -> None:
-        """Count what a WebSocket sends against the intent's limit; mitmproxy keeps messages for ever, we do not."""
-        messages = flow.websocket.messages if flow.websocket is not None else []
-        asked, verdict = flow.metadata[_VERDICT]
-        limit = verdict.permit.max_body
-        if messages and messages[-1].from_client:
-            flow.metadata[_COUNTED] = flow.metadata.get(_COUNTED, 0) + len(messages[-1].content)
-            if limit is not None and flow.metadata[_COUNTED] > limit:
-                messages[-1].drop()
-                self._cut_body(self._connection(flow.client_conn, flow.server_conn), asked, limit)
-        del messages[:-1]
+        """Forget what has passed; mitmproxy keeps a WebSocket's messages for ever."""
+        if flow.websocket is not None:
+            del flow.websocket.messages[:-1]
 
     def websocket_end(self, flow: http.HTTPFlow) -> None:
         """Note that a flow is over."""
@@ -330,21 +304,9 @@ class Scope:
             flow.request, started.authorizer.policy, started.known_good, self._synthetic
         )
 
-    def _connection(
-        self, client: connection.Client, server: connection.Server
-    ) -> connections.ClientConnection:
-        """Return what is known of a client's connection; its caller is looked up once, when it opens."""
-        opened = self._connections.get(client)
-        if opened is None:
-            # Before the first request is pinned, the upstream address is where the client wanted to go.
-            port = server.address[1] if server.address is not None else 0
-            caller = self._started.callers.identify(connections.peer(client), self._started.port)
-            opened = self._connections.add(connections.ClientConnection(client, caller, port))
-        return opened
-
-    def _refuse(self, asked: Asked, deny: Deny) -> Verdict:
-        """Put a denial on record that was found outside the decision."""
-        return self._started.authorizer.put_on_record(asked, None, None, deny)
+    def _refuse(self, asked: Asked, refusal: Refusal) -> Verdict:
+        """Put a refusal on record that was found outside the decision."""
+        return self._started.authorizer.put_on_record(asked, None, None, refusal)
 
     def _flow_over(self, flow: http.HTTPFlow) -> None:
         opened = self._connections.get(flow.client_conn)

@@ -41,6 +41,7 @@ class FailureCode(StrEnum):
 
     RESOLUTION_FAILED = "resolution_failed"
     GRANT_FAILED = "grant_failed"
+    UPSTREAM_FAILED = "upstream_failed"
     AUDIT_FAILED = "audit_failed"
     INTERNAL_ERROR = "internal_error"
 
@@ -48,7 +49,7 @@ class FailureCode(StrEnum):
     def status(self) -> HTTPStatus:
         """The HTTP status that a failure of this kind is answered with."""
         match self:
-            case FailureCode.RESOLUTION_FAILED:
+            case FailureCode.RESOLUTION_FAILED | FailureCode.UPSTREAM_FAILED:
                 return HTTPStatus.BAD_GATEWAY
             case FailureCode.GRANT_FAILED | FailureCode.AUDIT_FAILED:
                 return HTTPStatus.SERVICE_UNAVAILABLE

@@ -164,6 +164,13 @@ GUIDANCE: Mapping[str, Guidance] = {
             _ASK_OPERATOR,
         ),
     ),
+    FailureCode.UPSTREAM_FAILED: Guidance(
+        "The destination was permitted, and could not be reached",
+        (
+            "Try again in a minute: the policy permits this request.",
+            "If the detail names a certificate, the destination is not who it says: tell its operator.",
+        ),
+    ),
     FailureCode.AUDIT_FAILED: Guidance(
         "The decision could not be put on record",
         (
