@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from msgspec import structs
+
 from egress_policy.audit import Record, timestamp
 from egress_policy.caller import Caller
 from egress_policy.decision import Permit
 from egress_policy.denial import Deny, Refusal
 from egress_policy.grant import Grant
 from egress_policy.http_request import AccessRequest
+from egress_policy.packet import Packet
 from egress_policy.policy import DEFAULT_INTENT, Policy
 from egress_policy.scope import Scope, ScopeError, parse_scope
 
@@ -80,9 +83,40 @@ def grant_record(event: str, grant: Grant, detail: str | None = None) -> Record:
     )
 
 
-def policy_record(detail: str) -> Record:
+def policy_record(detail: str, outcome: str | None = None) -> Record:
     """Describe which policy is in force from now on."""
-    return Record(time=timestamp(datetime.now(UTC)), event="policy", detail=detail)
+    return Record(time=timestamp(datetime.now(UTC)), event="policy", outcome=outcome, detail=detail)
+
+
+def kernel_record(
+    event: str,
+    outcome: str,
+    detail: str,
+    packet: Packet | None = None,
+    agent: str | None = None,
+    host: str | None = None,
+) -> Record:
+    """Describe a packet that the kernel logged (`drop`, `direct`), or without one what is known of several."""
+    if packet is None:
+        return Record(time=timestamp(datetime.now(UTC)), event=event, outcome=outcome, detail=detail)
+    return Record(
+        time=timestamp(datetime.now(UTC)),
+        event=event,
+        agent=agent,
+        uid=packet.uid,
+        source=str(packet.source) if packet.uid is None else None,
+        host=host,
+        port=packet.destination_port,
+        addresses=(str(packet.destination),),
+        outcome=outcome,
+        detail=detail,
+    )
+
+
+def repeated(record: Record, times: int) -> Record:
+    """Say that what a record describes came again, until now."""
+    again = "once more" if times == 1 else f"{times} more times"
+    return structs.replace(record, time=timestamp(datetime.now(UTC)), detail=f"{record.detail}, {again}")
 
 
 def element_comment(grant: Grant) -> str:

@@ -1,0 +1,183 @@
+"""DNS messages on the wire (RFC 1035 section 4), and the layer in which mitmproxy reads and answers an agent's.
+
+Mitmproxy's own reading decodes internationalised names, fails on some, and follows pointers without a bound; its
+own layer keeps every query of a connection, and asks an upstream if nobody has answered. This one never asks.
+"""
+
+import struct
+from typing import Any
+
+from mitmproxy import dns
+from mitmproxy.net.dns import response_codes, types
+from mitmproxy.proxy import commands, context, events, layer, mode_servers, server
+from mitmproxy.proxy.layers.dns import DNSLayer, DnsRequestHook
+
+OPT = types.OPT
+_HEADER = dns.DNSMessage.HEADER
+_QUESTION = dns.Question.HEADER
+_RECORD = dns.ResourceRecord.HEADER
+_LENGTH = struct.Struct("!H")
+_POINTER = 0xC0
+# Where the first question's name begins, as a pointer (RFC 1035 section 4.1.4).
+_TO_QUESTION = struct.pack("!H", _POINTER << 8 | _HEADER.size)
+_LONGEST_LABEL, _LONGEST_NAME = 63, 255
+# Stands for a dot within a label, so that no such label is taken for two.
+_DOT_IN_LABEL = "\uff0e"
+_MAX_WAITING = 16
+"""Pieces of at most 64 KiB that a client may send ahead while a query of its is answered."""
+_UDP_TIMEOUT = 2
+"""Seconds that mitmproxy remembers a client's UDP port; each costs some kilobytes, and an agent has many."""
+
+
+class _MalformedError(Exception):
+    """The bytes are no DNS message."""
+
+
+class AgentDns(DNSLayer):
+    """Has the addon answer each query; what it leaves unanswered fails."""
+
+    def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """Take what a client sends, up to a bound while it is to wait."""
+        if isinstance(event, events.DataReceived) and len(self._paused_event_queue) >= _MAX_WAITING:
+            if self.context.client.transport_protocol == "tcp":
+                yield commands.CloseConnection(self.context.client)
+            return
+        yield from super().handle_event(event)
+
+    def unpack_message(self, data: bytes, from_client: bool) -> list[dns.DNSMessage]:  # noqa: ARG002 - always True
+        """Read the queries that are complete now. Raises struct.error, which ends the connection."""
+        if self.context.client.transport_protocol == "udp":
+            return [unpack(data)]
+        self.req_buf.extend(data)
+        messages = []
+        while len(self.req_buf) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self.req_buf)
+            if len(self.req_buf) < _LENGTH.size + length:
+                break
+            messages.append(unpack(bytes(self.req_buf[_LENGTH.size : _LENGTH.size + length])))
+            del self.req_buf[: _LENGTH.size + length]
+        return messages
+
+    def handle_request(self, flow: dns.DNSFlow, msg: dns.DNSMessage) -> layer.CommandGenerator[None]:
+        """Answer one query, and forget it. To answer an answer could go on for ever."""
+        if msg.query:
+            flow.request = msg
+            yield DnsRequestHook(flow)
+            answer = pack(flow.response or msg.fail(response_codes.SERVFAIL))
+            if self.context.client.transport_protocol == "tcp":
+                answer = _LENGTH.pack(len(answer)) + answer
+            yield commands.SendData(self.context.client, answer)
+        self.flows.pop(msg.id, None)
+
+
+def install() -> None:
+    """Have mitmproxy's `dns` mode use the layer above."""
+
+    def top_layer(_server: Any, context: context.Context) -> layer.Layer:  # noqa: ANN401 - a method of its class
+        return AgentDns(context)
+
+    mode_servers.DnsInstance.make_top_layer = top_layer  # type: ignore[assignment,method-assign]
+    server.UDP_TIMEOUT = _UDP_TIMEOUT
+
+
+def unpack(data: bytes) -> dns.DNSMessage:
+    """Read a query; one that is malformed after its header has no questions. Raises struct.error without a header.
+
+    Of the records only those for EDNS (RFC 6891) are kept.
+    """
+    number, flags, questions, *others, additionals = _HEADER.unpack_from(data)
+    message = dns.DNSMessage(
+        id=number,
+        query=not flags & 1 << 15,
+        op_code=flags >> 11 & 0xF,
+        authoritative_answer=False,
+        truncation=bool(flags & 1 << 9),
+        recursion_desired=bool(flags & 1 << 8),
+        recursion_available=False,
+        reserved=flags >> 4 & 0b111,
+        response_code=flags & 0xF,
+        questions=[],
+        answers=[],
+        authorities=[],
+        additionals=[],
+    )
+    try:
+        asked, offset = _read_questions(data, questions)
+        _, offset = _read_records(data, offset, sum(others))
+        options, offset = _read_records(data, offset, additionals)
+    except (struct.error, IndexError, _MalformedError):
+        return message
+    if offset == len(data):
+        message.questions = asked
+        message.additionals = [record for record in options if record.type == OPT]
+    return message
+
+
+def pack(message: dns.DNSMessage) -> bytes:
+    """Write an answer; a name that is the first question's is a pointer to it."""
+    flags = (
+        (not message.query) << 15
+        | message.op_code << 11
+        | message.authoritative_answer << 10
+        | message.truncation << 9
+        | message.recursion_desired << 8
+        | message.recursion_available << 7
+        | message.reserved << 4
+        | message.response_code
+    )
+    records = (*message.answers, *message.authorities, *message.additionals)
+    counts = len(message.questions), len(message.answers), len(message.authorities), len(message.additionals)
+    parts = [_HEADER.pack(message.id, flags, *counts)]
+    parts += [_name(asked.name) + _QUESTION.pack(asked.type, asked.class_) for asked in message.questions]
+    asked_name = message.questions[0].name if message.questions else None
+    for record in records:
+        parts.append(_TO_QUESTION if record.name and record.name == asked_name else _name(record.name))
+        parts.append(_RECORD.pack(record.type, record.class_, record.ttl, len(record.data)) + record.data)
+    return b"".join(parts)
+
+
+def _read_questions(data: bytes, count: int) -> tuple[list[dns.Question], int]:
+    questions, offset = [], _HEADER.size
+    for _ in range(count):
+        name, offset = _read_name(data, offset)
+        questions.append(dns.Question(name, *_QUESTION.unpack_from(data, offset)))
+        offset += _QUESTION.size
+    return questions, offset
+
+
+def _read_records(data: bytes, offset: int, count: int) -> tuple[list[dns.ResourceRecord], int]:
+    records = []
+    for _ in range(count):
+        offset = _skip_name(data, offset)
+        kind, class_, ttl, length = _RECORD.unpack_from(data, offset)
+        offset += _RECORD.size + length
+        records.append(dns.ResourceRecord("", kind, class_, ttl, data[offset - length : offset]))
+    return records, offset
+
+
+def _read_name(data: bytes, offset: int) -> tuple[str, int]:
+    """Read a name as it stands there; in a query there is nothing that a pointer could point to."""
+    labels: list[str] = []
+    begin = offset
+    while length := data[offset]:
+        if length > _LONGEST_LABEL:
+            raise _MalformedError
+        label = data[offset + 1 : offset + 1 + length]
+        offset += 1 + length
+        if offset >= len(data) or offset - begin >= _LONGEST_NAME:
+            raise _MalformedError
+        labels.append(label.decode("latin-1").replace(".", _DOT_IN_LABEL))
+    return ".".join(labels), offset + 1
+
+
+def _skip_name(data: bytes, offset: int) -> int:
+    while length := data[offset]:
+        if length >= _POINTER:
+            return offset + 2
+        offset += 1 + length
+    return offset + 1
+
+
+def _name(name: str) -> bytes:
+    labels = (label.replace(_DOT_IN_LABEL, ".").encode("latin-1") for label in name.split(".") if label)
+    return b"".join(bytes([len(label)]) + label for label in labels) + b"\0"

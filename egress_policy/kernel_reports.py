@@ -1,0 +1,141 @@
+"""From a packet that the kernel logged to a record of who sent it where: no I/O, the clock is the caller's."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+from egress_policy.accounts import proxy_uid, resolve_agents
+from egress_policy.audit import Record
+from egress_policy.destination import Address, Network
+from egress_policy.packet import PROTOCOLS, Packet
+from egress_policy.policy import Policy
+from egress_policy.records import kernel_record, repeated
+
+_INTERVAL = 1.0
+"""Seconds in which what is the same is recorded once."""
+_MAX_KINDS = 4096
+
+
+class Group(IntEnum):
+    """The NFLOG groups that the ruleset logs to."""
+
+    REFUSED = 1
+    DIRECT = 2
+
+
+_EVENTS = {Group.REFUSED: "drop", Group.DIRECT: "direct"}
+
+
+@dataclass(frozen=True, slots=True)
+class Senders:
+    """Who sends packets: ranges of uids, both ends included, and networks behind a link, each with its agent."""
+
+    proxy_uid: int
+    uids: tuple[tuple[int, int, str], ...]
+    links: tuple[tuple[str, Network, str], ...]
+
+    def agent_of(self, packet: Packet) -> str | None:
+        """Name the agent that sent a packet, or None. A source address counts on the agent's own link alone."""
+        if packet.in_link is None:
+            uid = packet.uid
+            return next(
+                (agent for low, high, agent in self.uids if uid is not None and low <= uid <= high), None
+            )
+        covering = [
+            (network.prefixlen, agent)
+            for link, network, agent in self.links
+            if link == packet.in_link and packet.source in network
+        ]
+        return max(covering, default=(0, None))[1]
+
+
+def senders_of(policy: Policy) -> Senders:
+    """Find out whom a policy names. Raises AccountError."""
+    return Senders(
+        proxy_uid(policy),
+        tuple(resolve_agents(policy)),
+        tuple(
+            (agent.interface, agent.source, agent.name)
+            for agent in policy.agents.values()
+            if agent.interface is not None and agent.source is not None
+        ),
+    )
+
+
+@dataclass(slots=True)
+class _Recorded:
+    """What was put on record, the moment, and how often the same came since."""
+
+    record: Record
+    at: float
+    repeated: int = 0
+
+
+class KernelReports:
+    """Makes records of packets; the same sender, destination and port are one record a second, with a count.
+
+    `name_of` tells what name an address was given to agents for. `senders` may be replaced, with the policy.
+    """
+
+    def __init__(self, senders: Senders, name_of: Callable[[Address], str | None]) -> None:
+        self.senders = senders
+        self._name_of = name_of
+        self._recorded: dict[tuple[object, ...], _Recorded] = {}
+        self._uncounted: Counter[Group] = Counter()
+
+    def take(self, group: Group, packet: Packet, now: float) -> Record | None:
+        """Return the record of a packet, or None where the same is on record already; `now` in seconds."""
+        agent = self.senders.agent_of(packet)
+        sender = agent or (packet.uid, packet.in_link, packet.source)
+        key = (group, sender, packet.protocol, packet.destination, packet.destination_port)
+        known = self._recorded.get(key)
+        if known is not None:
+            known.repeated += 1
+            return None
+        if len(self._recorded) >= _MAX_KINDS:
+            self._uncounted[group] += 1
+            return None
+        record = self._describe(group, packet, agent)
+        self._recorded[key] = _Recorded(record, now)
+        return record
+
+    def due(self, now: float) -> Iterator[Record]:
+        """Yield a record for each that was repeated in the second that has passed, and forget the others."""
+        for key, known in tuple(self._recorded.items()):
+            if now - known.at < _INTERVAL:
+                continue
+            if not known.repeated:
+                del self._recorded[key]
+                continue
+            yield repeated(known.record, known.repeated)
+            known.at, known.repeated = now, 0
+        for group, count in self._uncounted.items():
+            detail = f"{count} packets to ever other destinations are not on record one by one"
+            yield kernel_record(_EVENTS[group], "fail", detail)
+        self._uncounted.clear()
+
+    def lost(self, group: Group, count: int) -> Record:
+        """Return the record of reports that the kernel could not hand over."""
+        detail = f"{count} logged packets are not on record: they came faster than they were read"
+        return kernel_record(_EVENTS[group], "fail", detail)
+
+    def unheard(self, group: Group, why: str) -> Record:
+        """Return the record of a group that cannot be listened to."""
+        return kernel_record(_EVENTS[group], "fail", why)
+
+    def _describe(self, group: Group, packet: Packet, agent: str | None) -> Record:
+        what = PROTOCOLS.get(packet.protocol, f"protocol {packet.protocol}")
+        port = "" if packet.destination_port is None else f" port {packet.destination_port}"
+        where = f"{what} to {packet.destination}{port}"
+        is_the_proxys = packet.in_link is None and packet.uid == self.senders.proxy_uid
+        if group is Group.DIRECT:
+            detail = f"{where} went straight through the kernel"
+        elif is_the_proxys:
+            detail = f"{where} by the proxy itself was refused by the kernel"
+        else:
+            detail = f"{where} was refused by the kernel"
+        outcome = "permit" if group is Group.DIRECT else "deny"
+        return kernel_record(
+            _EVENTS[group], outcome, detail, packet, agent, self._name_of(packet.destination)
+        )
