@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Coroutine
 from functools import partial
@@ -19,17 +20,22 @@ from mitmproxy.proxy import layer, mode_specs, server_hooks
 
 import bounds
 import connections
+import dns_messages
 import dns_replies
 import protocols
+import reload
 import safe_options
 import start_up
 import streams
+from egress_policy.audit import AuditLog
 from egress_policy.authorizer import Verdict
 from egress_policy.denial import Deny, DenyCode, Failure, FailureCode, Refusal
 from egress_policy.destination import Destination, InvalidHostError, parse_name
+from egress_policy.firewall import FirewallError
 from egress_policy.http_request import AccessRequest, RequestHead, is_websocket, read_request
+from egress_policy.kernel_reports import Group, KernelReports, senders_of
 from egress_policy.ledger import LiveGrant
-from egress_policy.name_server import SyntheticAddresses
+from egress_policy.nflog import KernelLog
 from egress_policy.policy import KNOWN_GOOD, Inspection
 from egress_policy.problem import problem_of, render
 from egress_policy.records import Asked
@@ -55,7 +61,10 @@ class Scope:
         self._started: start_up.Started
         self._connections: connections.Connections
         self._tasks: list[asyncio.Task[None]] = []
-        self._synthetic = SyntheticAddresses()
+        self._keeping: list[asyncio.Task[None]] = []
+        self._reload_asked = asyncio.Event()
+        self._name_server: dns_replies.NameServer
+        self._kernel_log: KernelLog
 
     # Life
 
@@ -80,6 +89,13 @@ class Scope:
                 ctx.master.addons.get("proxyserver"), connections.most_connections()
             )
             self._started = start_up.start(ctx.options, self._grant_ended)
+            self._name_server = dns_replies.NameServer(
+                self._started.authorizer, lambda: self._started.callers, lambda: self._started.known_good
+            )
+            dns_messages.install()
+            senders = senders_of(self._started.authorizer.policy)
+            reports = KernelReports(senders, self._name_server.name_of)
+            self._kernel_log = KernelLog(reports, AuditLog(ctx.options.scope_audit).write)
             ctx.options.update(**safe_options.SAFE)
         except start_up.StartError as error:
             _exit(str(error))
@@ -96,21 +112,60 @@ class Scope:
             ctx.options.update(termlog_verbosity="warn")
             # mitmproxy makes a record of each all the same, for whoever may listen.
             logging.getLogger("mitmproxy.proxy").setLevel(logging.WARNING)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_asked.set)
+        self._keep_known_good()
         self._tasks = [
-            asyncio.create_task(self._or_exit(started.authorizer.end_in_time())),
-            asyncio.create_task(self._or_exit(_remove_default_addons())),
-            *(
-                asyncio.create_task(self._or_exit(started.known_good.keep(name)))
-                for name in sorted({name for name, _ in started.authorizer.policy.trust.direct_names()})
-            ),
+            asyncio.create_task(self._or_exit(work))
+            for work in (
+                started.authorizer.end_in_time(),
+                _remove_default_addons(),
+                self._follow_kernel(),
+                self._follow_policy(),
+                *(self._kernel_log.follow(group) for group in Group),
+            )
         ]
 
     def done(self) -> None:
         """End the process when the script was changed or removed: mitmproxy would go on and forward everything."""
         if not ctx.master.should_exit.is_set():
             _exit("the addon was unloaded while the proxy ran")
-        for task in self._tasks:
+        for task in (*self._tasks, *self._keeping):
             task.cancel()
+
+    def _keep_known_good(self) -> None:
+        started = self._started
+        self._keeping = [
+            asyncio.create_task(self._or_exit(started.known_good.keep(name)))
+            for name in sorted({name for name, _ in started.authorizer.policy.trust.direct_names()})
+        ]
+
+    async def _follow_kernel(self) -> None:
+        """End the grants whose elements somebody else deletes. Runs until cancelled."""
+        authorizer = self._started.authorizer
+        while True:
+            deleted, is_unsure = await self._started.changes.next()
+            await authorizer.forget(deleted)
+            if is_unsure:
+                try:
+                    await authorizer.compare()
+                except FirewallError as error:
+                    # Nothing is open that could not be seen; the grants end by themselves.
+                    _logger.error("egress-policy: the kernel's set of grants cannot be read: %s", error)
+
+    async def _follow_policy(self) -> None:
+        """Put the policy in force anew when its files change, or SIGHUP asks for it. Runs until cancelled."""
+        while True:
+            watched = reload.files(self._started.authorizer.policy, ctx.options)
+            await reload.asked(self._reload_asked, watched)
+            for task in self._keeping:
+                # What was known-good and is no more must not be opened again behind the new policy's back.
+                task.cancel()
+            modes = self._started.modes
+            self._started = await reload.reload(self._started, ctx.options)
+            self._kernel_log.reports.senders = senders_of(self._started.authorizer.policy)
+            if self._started.modes != modes:
+                await _listen(self._started.modes)
+            self._keep_known_good()
 
     async def _or_exit(self, work: Coroutine[Any, Any, None]) -> None:
         """Run background work without which we would not be safe: its end is the proxy's."""
@@ -299,10 +354,7 @@ class Scope:
     async def dns_request(self, flow: dns.DNSFlow) -> None:
         """Answer an agent's query; one that cannot be decided is refused, and never forwarded."""
         flow.response = flow.request.fail(response_codes.SERVFAIL)
-        started = self._started
-        flow.response = await dns_replies.answer(
-            flow.request, started.authorizer.policy, started.known_good, self._synthetic
-        )
+        flow.response = await self._name_server.answer(flow.request, flow.client_conn)
 
     def _refuse(self, asked: Asked, refusal: Refusal) -> Verdict:
         """Put a refusal on record that was found outside the decision."""
