@@ -19,10 +19,13 @@ CLOSED = Reply("", "closed")
 @pytest.mark.parametrize("port", [80, 443])
 def test_ssh_on_a_web_port(world: World, port: int) -> None:
     host, marker = world.raw_name(tls=False), world.marker()
+    before = len(world.lab.audit())
     replies = world.send(host, port, f"SSH-2.0-{marker}\r\n")
     world.nothing_reached(host, marker=marker)
     if PROXY in world.barriers:
         assert set(replies) == {CLOSED}
+        codes = [record.get("code") for record in world.lab.audit()[before:]]
+        assert codes.count("request_malformed") == len(replies)
 
 
 @attempt(
@@ -96,15 +99,16 @@ def test_tls_on_port_80_and_none_on_443(world: World, port: int) -> None:
 
 @attempt(
     37,
-    "Open a connection and stay silent, with or without TLS",
+    "Open a connection and stay silent, at once or in the middle of a request",
     outcome="no packet to the destination",
     barriers=BOTH,
     works_without=True,
 )
+@pytest.mark.parametrize("begun", ["", "GET /", "\x16\x03\x01\x02\x00\x01"])
 @pytest.mark.parametrize("tls", [False, True])
-def test_silence(world: World, tls: bool) -> None:
+def test_silence(world: World, tls: bool, begun: str) -> None:
     host = world.raw_name()
-    world.send(host, 443 if tls else 80, "", tls=host if tls else None, patience=0.5)
+    world.send(host, 443 if tls else 80, begun, tls=host if tls else None, patience=0.3)
     world.nothing_reached(host)
 
 

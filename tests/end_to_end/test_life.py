@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from deploy.demo.lab import ALICE, DNS_PORT, OTHER, PROXY, PROXY_PORT, Lab
-from deploy.demo.namespaces import ROOT
 from tests.end_to_end.conftest import ALICE_FIELD, NAMES, POLICY, until
 
 
@@ -41,24 +40,6 @@ def refused_to_start(
     assert "Traceback" not in said
     assert not lab.run(["ss", "-Hltn", "sport = :8080"]).stdout
     return said
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        pytest.param(("--set", "scope_polcy=x"), "option scope_polcy does not exist", id="misspelled"),
-        pytest.param(
-            ("--set", "rawtcp=true", "--set", "ignore_hosts=x"), "option ignore_hosts may not", id="unsafe"
-        ),
-        pytest.param(("--mode", "socks5"), "option mode may not be set", id="mode"),
-        pytest.param(
-            ("--set", "ssl_insecure=true"), "option ssl_insecure may not be set", id="no verification"
-        ),
-        pytest.param(("--set", "scope_audit=-"), "is an option given twice?", id="an option of ours twice"),
-    ],
-)
-def test_what_would_not_be_safe_does_not_start(lab: Lab, options: tuple[str, ...], expected: str) -> None:
-    assert expected in refused_to_start(lab, lab.proxy_command(*options))
 
 
 @pytest.mark.parametrize(
@@ -163,98 +144,6 @@ def test_a_reload_of_the_ruleset_keeps_grants_and_serves_on(lab: Lab) -> None:
     finally:
         proxy.terminate()
         proxy.wait(10)
-
-
-def _copied_addon(lab: Lab, name: str) -> Path:
-    folder = lab.folder / name
-    shutil.copytree(ROOT / "addons", folder)
-    for path in (folder, *folder.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    return folder / "scope.py"
-
-
-@pytest.mark.parametrize("change", ["syntax error", "deleted"])
-def test_the_addon_lost_ends_the_proxy(lab: Lab, change: str) -> None:
-    """Without it mitmproxy would run on and forward everything."""
-    script = _copied_addon(lab, f"addons-{change.replace(' ', '-')}")
-    proxy = lab.start_proxy(script=script)
-    try:
-        _damage(script, change)
-        proxy.wait(10)
-        assert proxy.returncode != 0
-        lab.add_name("lost.example")
-        direct = ("--resolve", f"lost.example:443:{lab.addresses('lost.example')[0]}")
-        assert lab.curl("https://lost.example/", *direct, uid=ALICE, headers=ALICE_FIELD).exit == 7
-        assert [lab.packets_to(address) for address in lab.addresses("lost.example")] == [0, 0]
-    finally:
-        proxy.kill()
-        proxy.wait(10)
-
-
-@pytest.mark.parametrize(
-    ("hook", "after", "status"),
-    [
-        ("requestheaders", "flow.response = _UNDECIDED\n", 500),
-        ("request", "flow.response = _UNDECIDED\n", 500),
-        ("next_layer", "nextlayer.layer = protocols.Closed(nextlayer.context)\n", 0),
-        ("server_connect", 'data.server.error = "no live grant for this address"\n', 502),
-        ("dns_request", "flow.response = flow.request.fail(response_codes.SERVFAIL)\n", 0),
-    ],
-    ids=["requestheaders", "request", "next_layer", "server_connect", "dns_request"],
-)
-def test_a_hook_that_raises_lets_nothing_out(lab: Lab, hook: str, after: str, status: int) -> None:
-    """To mitmproxy it is a line in the log, and it goes on; so the refusal stands in the hook's first line."""
-    script = _copied_addon(lab, f"addons-{hook}")
-    text = script.read_text()
-    start = text.index(after, text.index(f"def {hook}(")) + len(after)
-    raising = "        print('raised', file=sys.stderr)\n        raise RuntimeError\n"
-    script.write_text(text[:start] + raising + text[start:])
-    name = f"{hook.replace('_', '-')}.example"
-    lab.add_name(name)
-    proxy = lab.start_proxy(script=script, log=hook)
-    try:
-        direct = () if hook == "dns_request" else ("--resolve", f"{name}:443:{lab.addresses(name)[0]}")
-        answer = lab.curl(f"https://{name}/", *direct, uid=ALICE, headers=ALICE_FIELD)
-        assert "raised" in lab.output(hook)
-        assert answer.status == status
-        arrived = [record for record in lab.arrivals() if name in str(record)]
-        queries = [query for query in lab.queries() if query["name"] == name]
-        # Where the kernel has been asked, the addresses may have been tried, but no request was sent.
-        assert arrived == []
-        assert queries == [] or hook in ("request", "server_connect")
-    finally:
-        proxy.kill()
-        proxy.wait(10)
-
-
-@pytest.mark.parametrize(
-    "hook", ["tls_clienthello", "responseheaders", "server_connect_error", "response", "error"]
-)
-def test_a_hook_that_decides_nothing_and_raises_opens_nothing(lab: Lab, hook: str) -> None:
-    script = _copied_addon(lab, f"addons-{hook}")
-    text = script.read_text()
-    start = text.index('"""\n', text.index(f"def {hook}(")) + len('"""\n')
-    script.write_text(text[:start] + "        raise RuntimeError\n" + text[start:])
-    proxy = lab.start_proxy(script=script, log=hook)
-    try:
-        lab.add_name("undecided.example")
-        direct = ("--resolve", f"undecided.example:443:{lab.addresses('undecided.example')[0]}")
-        assert lab.curl("https://undecided.example/", *direct, uid=ALICE).status == 403
-        foreign = {"X-Agent-Scope": "sandbox-bob"}
-        assert lab.curl("https://undecided.example/", *direct, uid=ALICE, headers=foreign).status == 403
-        assert [lab.packets_to(address) for address in lab.addresses("undecided.example")] == [0, 0]
-    finally:
-        proxy.kill()
-        proxy.wait(10)
-
-
-def _damage(script: Path, change: str) -> None:
-    if change == "deleted":
-        script.unlink()
-    else:
-        script.write_text("def (:\n")
-        later = script.stat().st_mtime + 5
-        os.utime(script, (later, later))
 
 
 def test_what_cannot_be_put_on_record_is_denied_and_nothing_is_sent(lab: Lab) -> None:

@@ -109,10 +109,7 @@ def test_what_has_two_readings_or_no_right_reaches_nobody(
 @pytest.mark.parametrize(
     ("data", "tls"),
     [
-        pytest.param("SSH-2.0-OpenSSH_9.2 Debian\r\n", False, id="SSH on port 80"),
-        pytest.param("\x00\x01\x02\x03binary", False, id="binary on port 80"),
         pytest.param("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", False, id="HTTP/2 with prior knowledge"),
-        pytest.param("EHLO mail\r\n", True, id="no HTTP inside TLS"),
         pytest.param("\x16\x03\x01\x00\x05hello", True, id="TLS inside TLS"),
     ],
 )
@@ -122,30 +119,6 @@ def test_what_is_not_http_is_closed_without_a_packet(lab: Lab, data: str, tls: b
     assert send(lab, data, "b.example", tls=tls) == ""
     assert lab.packets_to(address) == packets
     assert lab.audit()[-1]["code"] == "request_malformed"
-
-
-def test_plain_http_on_the_tls_port_and_tls_on_the_plain_port_are_denied(lab: Lab) -> None:
-    address = lab.addresses("a.example")[0]
-    plain = lab.python(
-        RAW, address, "443", "", "", f"GET /p443 HTTP/1.1\r\n{HEAD}\r\n".encode().hex(), uid=ALICE
-    )
-    inside = lab.python(
-        RAW, address, "80", "a.example", "", f"GET /t80 HTTP/1.1\r\n{HEAD}\r\n".encode().hex(), uid=ALICE
-    )
-    assert "destination_mismatch" in plain.stdout
-    assert "destination_mismatch" in inside.stdout
-    assert requests(lab, "p443") == requests(lab, "t80") == []
-
-
-def test_a_silent_connection_sends_nothing(lab: Lab) -> None:
-    address = lab.addresses("full.example")[1]
-    packets = lab.packets_to(address)
-    lab.python(
-        "import socket, sys, time; s = socket.create_connection((sys.argv[1], 443)); time.sleep(0.5)",
-        address,
-        uid=ALICE,
-    )
-    assert lab.packets_to(address) == packets
 
 
 def test_each_request_of_a_connection_is_decided_by_itself(lab: Lab) -> None:

@@ -6,7 +6,6 @@ import ssl
 import pytest
 
 from deploy.demo.lab import ALICE, Lab
-from tests.end_to_end.conftest import ALICE_FIELD
 
 SERVER_NAME = 0
 ENCRYPTED_CLIENT_HELLO = 0xFE0D
@@ -149,8 +148,3 @@ def test_a_known_good_name_that_leads_to_a_private_or_known_bad_address_is_denie
             assert answer.json()["code"] == "address_denied"
     finally:
         lab.add_name("full.example", *own)
-
-
-def test_the_proxy_s_own_web_site_is_not_served(lab: Lab) -> None:
-    answer = lab.curl("http://mitm.it/", uid=ALICE, headers=ALICE_FIELD)
-    assert answer.json()["code"] == "resolution_failed"
