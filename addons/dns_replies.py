@@ -1,5 +1,6 @@
 """A DNS query of an agent, from mitmproxy's message to our answer and back."""
 
+import ipaddress
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +9,6 @@ from enum import IntEnum
 from mitmproxy import connection, dns
 from mitmproxy.net.dns import classes, op_codes, response_codes, types
 
-import connections
 import dns_messages
 from egress_policy.authorizer import Authorizer
 from egress_policy.caller import Caller, Callers
@@ -149,7 +149,9 @@ class NameServer:
         protocol = Protocol.TCP if client.transport_protocol == "tcp" else Protocol.UDP
         try:
             return self._callers().identify(
-                connections.peer(client), self._authorizer.policy.proxy.dns_port, protocol
+                (ipaddress.ip_address(client.peername[0]), client.peername[1]),
+                self._authorizer.policy.proxy.dns_port,
+                protocol,
             )
         except SocketOwnerError:
             return Caller(None)
