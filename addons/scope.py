@@ -6,6 +6,7 @@ could let something out sets the refusal in its first line and clears it in its 
 
 import asyncio
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -49,6 +50,9 @@ _UNDECIDED = http.Response.make(
     b'{"type": "urn:egress-policy:internal_error", "title": "The request could not be decided", "status": 500}',
     {"content-type": "application/problem+json"},
 )
+
+_PAUSE = 1.0
+"""Seconds between two tries to read the kernel's set of grants, which is not there while the ruleset is not."""
 
 _logger = logging.getLogger(__name__)
 
@@ -105,6 +109,9 @@ class Scope:
     async def running(self) -> None:
         """Listen where the policy says, and begin the work that goes on beside requests."""
         started = self._started
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # What is logged must not wait in a buffer where a journal or a file takes it.
+            sys.stdout.reconfigure(line_buffering=True)
         await _listen(started.modes)
         _logger.info("egress-policy: in force, %d grants taken over", len(started.authorizer.ledger))
         if not ctx.options.has_changed("termlog_verbosity"):
@@ -145,18 +152,18 @@ class Scope:
         while True:
             deleted, is_unsure = await self._started.changes.next()
             await authorizer.forget(deleted)
-            if is_unsure:
+            while is_unsure:
                 try:
                     await authorizer.compare()
+                    is_unsure = False
                 except FirewallError as error:
-                    # Nothing is open that could not be seen; the grants end by themselves.
                     _logger.error("egress-policy: the kernel's set of grants cannot be read: %s", error)
+                    await asyncio.sleep(_PAUSE)
 
     async def _follow_policy(self) -> None:
         """Put the policy in force anew when its files change, or SIGHUP asks for it. Runs until cancelled."""
         while True:
-            watched = reload.files(self._started.authorizer.policy, ctx.options)
-            await reload.asked(self._reload_asked, watched)
+            await reload.asked(self._reload_asked, self._started.feeds.seen)
             for task in self._keeping:
                 # What was known-good and is no more must not be opened again behind the new policy's back.
                 task.cancel()

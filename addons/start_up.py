@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from egress_policy.accounts import AccountError, proxy_uid, resolve_agents
 from egress_policy.audit import AuditError, AuditLog, read_records
 from egress_policy.authorizer import Authorizer
 from egress_policy.caller import Callers
+from egress_policy.feed_files import FeedFiles, signature
 from egress_policy.firewall import (
     DEVELOPER_SANDBOX,
     Elements,
@@ -23,11 +24,12 @@ from egress_policy.firewall import (
     is_loaded,
     list_elements,
 )
+from egress_policy.kernel_changes import KernelChanges
 from egress_policy.known_good import KnownGoodNames
 from egress_policy.ledger import LiveGrant
 from egress_policy.live_grants import match
 from egress_policy.policy import Policy
-from egress_policy.policy_file import load_policy
+from egress_policy.policy_file import load
 from egress_policy.policy_source import PolicyFileError
 from egress_policy.records import policy_record
 from egress_policy.resolver import Resolver
@@ -51,6 +53,10 @@ class Started:
     """What the addon works with: `port` is the one that web traffic is redirected to, `modes` where to listen."""
 
     authorizer: Authorizer
+    audit: AuditLog
+    elements: Elements
+    feeds: FeedFiles
+    changes: KernelChanges
     known_good: KnownGoodNames
     callers: Callers
     port: int
@@ -60,7 +66,8 @@ class Started:
 def start(settings: options.Options, on_end: Callable[[LiveGrant], None]) -> Started:
     """Check and load everything. Raises StartError."""
     try:
-        policy = load_policy(Path(settings.scope_policy))
+        feeds = FeedFiles()
+        policy = load_and_watch(Path(settings.scope_policy), feeds)
         uid = proxy_uid(policy)
         if os.getuid() != uid:
             raise StartError(
@@ -75,6 +82,8 @@ def start(settings: options.Options, on_end: Callable[[LiveGrant], None]) -> Sta
         resolver = Resolver(nameservers, policy.resolver.timeout.total_seconds())
         elements = Elements()
         authorizer = Authorizer(policy, resolver, elements, audit, on_end)
+        # Before the sets are read: what is deleted in between is heard of.
+        changes = KernelChanges()
         _take_over(authorizer, settings.scope_audit)
         audit.write(policy_record(f"{settings.scope_policy} is in force: the proxy started"))
         uids = resolve_agents(policy)
@@ -82,13 +91,45 @@ def start(settings: options.Options, on_end: Callable[[LiveGrant], None]) -> Sta
         raise StartError("the policy has errors:\n" + "\n".join(str(one) for one in error.errors)) from None
     except (AccountError, AuditError, FirewallError) as error:
         raise StartError(str(error)) from None
-    sources = [(agent.source, agent.name) for agent in policy.agents.values() if agent.source is not None]
     return Started(
         authorizer,
-        KnownGoodNames(lambda: authorizer.policy, resolver, elements),
-        Callers(uids, sources),
+        audit,
+        elements,
+        feeds,
+        changes,
+        KnownGoodNames(policy, resolver, elements),
+        _callers(policy, uids),
         settings.listen_port or policy.proxy.port,
-        _modes(policy, settings),
+        listening_modes(policy, settings),
+    )
+
+
+def load_and_watch(path: Path, feeds: FeedFiles) -> Policy:
+    """Read a policy; a change from now on will be seen. Raises PolicyFileError."""
+    feeds.seen[path] = signature(path)
+    return load(path, feeds=feeds).policy
+
+
+def with_policy(
+    started: Started,
+    policy: Policy,
+    resolver: Resolver,
+    uids: list[tuple[int, int, str]],
+    modes: tuple[str, ...],
+) -> Started:
+    """Return what the addon works with under another policy, which the authorizer has adopted."""
+    return replace(
+        started,
+        known_good=KnownGoodNames(policy, resolver, started.elements),
+        callers=_callers(policy, uids),
+        modes=modes,
+    )
+
+
+def _callers(policy: Policy, uids: list[tuple[int, int, str]]) -> Callers:
+    return Callers(
+        uids,
+        [(agent.source, agent.name) for agent in policy.agents.values() if agent.source is not None],
     )
 
 
@@ -115,8 +156,11 @@ def _take_over(authorizer: Authorizer, path: str) -> None:
     delete_now(DEVELOPER_SANDBOX, [(one.address, one.port) for one in unexplained])
 
 
-def _modes(policy: Policy, settings: options.Options) -> tuple[str, ...]:
-    """Where to listen. DNS replies from a wildcard socket would come from another address than was asked."""
+def listening_modes(policy: Policy, settings: options.Options) -> tuple[str, ...]:
+    """Say where to listen. DNS replies from a wildcard socket would come from another address than was asked.
+
+    Raises StartError for a link that is not there.
+    """
     host = settings.listen_host
     port = settings.listen_port or policy.proxy.port
     web = f"transparent@{host}:{port}" if host else f"transparent@{port}"

@@ -8,7 +8,8 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from weakref import WeakValueDictionary
@@ -16,9 +17,9 @@ from weakref import WeakValueDictionary
 from egress_policy.audit import AuditError, AuditLog, Record
 from egress_policy.decision import Permit, decide
 from egress_policy.denial import Deny, Failure, FailureCode, Refusal
-from egress_policy.destination import Address
-from egress_policy.firewall import DEVELOPER_SANDBOX, Elements, FirewallError
-from egress_policy.grant import MAX_ADDRESSES, Grant, Resolution, issue_grant
+from egress_policy.destination import Address, Destination
+from egress_policy.firewall import DEVELOPER_SANDBOX, Elements, FirewallError, list_elements
+from egress_policy.grant import MAX_ADDRESSES, Grant, Resolution, issue_grant, why_not_given
 from egress_policy.ledger import Key, Ledger, LiveGrant
 from egress_policy.policy import MAX_TTL, Policy
 from egress_policy.records import Asked, decision_record, element_comment, grant_record
@@ -27,6 +28,8 @@ from egress_policy.upstream import first_reachable
 
 _logger = logging.getLogger(__name__)
 
+_NEARLY_OVER = 2.0
+"""Seconds: an element that goes so shortly before its end has ended by itself."""
 _LONGEST_PAUSE = 0.5
 """Seconds: a grant that is issued during the pause may end before the one that it was set for."""
 
@@ -127,6 +130,67 @@ class Authorizer:
         now = self._clock()
         self.ledger.add(LiveGrant(grant, now + remaining, now, grant.addresses[0]))
 
+    async def adopt(self, policy: Policy, resolver: Resolver) -> int:
+        """Decide by another policy from now on; revoke the grants that it would not give, and return their number."""
+        async with self._kernel:
+            self.policy, self._resolver = policy, resolver
+            counted: dict[str, set[Destination]] = {}
+            refused: list[tuple[LiveGrant, str]] = []
+            for live in sorted(self.ledger, key=lambda live: live.grant.issued):
+                why = why_not_given(policy, live.grant, live.cnames, counted)
+                if why is None:
+                    counted.setdefault(live.grant.scope, set()).add(live.grant.destination)
+                else:
+                    refused.append((live, f"the policy changed: {why}"))
+            await self._revoke(refused)
+        return len(refused)
+
+    async def forget(self, sockets: AbstractSet[tuple[Address, int]]) -> None:
+        """End the grants of which the kernel no longer holds an element: somebody deleted it."""
+        async with self._kernel:
+            await self._revoke_deleted(sockets)
+
+    async def compare(self) -> None:
+        """Look which elements the kernel holds, and end the grants of which one is missing. Raises FirewallError."""
+        async with self._kernel:
+            elements = await asyncio.to_thread(list_elements, DEVELOPER_SANDBOX)
+            held = {(element.address, element.port) for element in elements}
+            await self._revoke_deleted({one for live in self.ledger for one in _sockets(live)} - held)
+
+    async def _revoke_deleted(self, sockets: AbstractSet[tuple[Address, int]]) -> None:
+        now = self._clock()
+        await self._revoke(
+            [
+                (live, "its element was deleted from the kernel's set")
+                for live in self.ledger
+                if live.deadline - now > _NEARLY_OVER and not sockets.isdisjoint(_sockets(live))
+            ]
+        )
+
+    async def _revoke(self, refused: Iterable[tuple[LiveGrant, str]]) -> None:
+        closed: set[tuple[Address, int]] = set()
+        for live, why in refused:
+            self.ledger.remove(live)
+            self._record_end("revoke", live.grant, why)
+            self._on_end(live)
+            closed.update(_sockets(live))
+        for address, port in closed:
+            other = self.ledger.last_holder(address, port)
+            try:
+                if other is None:
+                    await self._elements.delete(DEVELOPER_SANDBOX, [(address, port)])
+                else:
+                    await self._elements.insert(
+                        DEVELOPER_SANDBOX,
+                        [(address, port)],
+                        other.deadline - self._clock(),
+                        element_comment(other.grant),
+                    )
+            except (FirewallError, ValueError) as error:
+                _logger.error(
+                    "%s port %d stays open in the kernel until its time is over: %s", address, port, error
+                )
+
     async def _open(self, permit: Permit) -> LiveGrant | Refusal:
         key = _key(permit)
         live = self._fresh(key)
@@ -159,6 +223,7 @@ class Authorizer:
         if isinstance(opened, LiveGrant):
             current = [address for address in opened.grant.addresses if address in resolution.addresses]
             opened.pin = await first_reachable(current, destination.port)
+            opened.cnames = resolution.cnames
             opened.fresh_until = self._clock() + resolution.ttl
         return opened
 
@@ -213,6 +278,10 @@ class Authorizer:
         except AuditError as error:
             # The grant is over all the same; only what is let out must be on record first.
             _logger.error("the end of grant %s is not on record: %s", grant.id, error)
+
+
+def _sockets(live: LiveGrant) -> set[tuple[Address, int]]:
+    return {(address, live.grant.destination.port) for address in live.grant.addresses}
 
 
 def _key(permit: Permit) -> Key:

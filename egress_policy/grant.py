@@ -1,13 +1,15 @@
 """A grant: one agent, scope, intent, host and port, until a time that does not move."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 
 from egress_policy.addresses import why_not_public
-from egress_policy.decision import Permit, intent_denies
+from egress_policy.decision import Permit, decide, intent_denies
 from egress_policy.denial import Deny, DenyCode
 from egress_policy.destination import Address, Destination
+from egress_policy.http_request import AccessRequest
 from egress_policy.policy import KNOWN_GOOD, Policy
 
 MAX_ADDRESSES = 16
@@ -53,6 +55,29 @@ def issue_grant(
         issued=now,
         expires=now + permit.ttl,
     )
+
+
+def why_not_given(
+    policy: Policy, grant: Grant, cnames: tuple[str, ...], live: Mapping[str, AbstractSet[Destination]]
+) -> str | None:
+    """Say why a policy would not give a grant that was issued under another one, or None where it would.
+
+    The request that it was issued for is not known any more: one that the intent allows stands for it.
+    """
+    level = policy.level_of(grant.destination)
+    rule = policy.intents.get(grant.intent or "", {}).get(level or "")
+    method = "GET" if rule is None or rule.methods is None else min(rule.methods, default="GET")
+    field = () if grant.scope == KNOWN_GOOD else (f"{grant.scope};intent={grant.intent}".encode(),)
+    request = AccessRequest(grant.agent, grant.destination, field, method, "/", 0)
+    decided = decide(policy, request, live)
+    if isinstance(decided, Deny):
+        return decided.detail
+    if decided.grant_scope == grant.scope and grant.issued + decided.ttl < grant.expires:
+        return f"the policy gives it {decided.ttl.total_seconds():.0f} seconds at most"
+    denied = why_addresses_denied(
+        policy, Resolution(grant.addresses, cnames), grant.destination.port, decided
+    )
+    return None if denied is None else denied.detail
 
 
 def why_addresses_denied(

@@ -1,13 +1,31 @@
-"""The part of a policy that the kernel enforces by itself, as the values that the ruleset is filled with."""
+"""The part of a policy that the kernel enforces by itself."""
 
 from pathlib import Path
 
 from egress_policy.accounts import proxy_uid, resolve_agents
 from egress_policy.destination import Address
-from egress_policy.firewall import Ruleset
+from egress_policy.firewall import KNOWN_GOOD_DOMAINS, Ruleset, apply, delete_now, list_elements
 from egress_policy.policy import Policy
 
 _FIRST_PORT = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+
+
+def put_in_force(policy: Policy, nameservers: tuple[tuple[Address, int], ...]) -> tuple[Ruleset, list[str]]:
+    """Load a policy into the kernel, in one transaction; grants stay.
+
+    Returns what was loaded, and the names that an earlier policy had DNS open there and that are closed now.
+    Raises AccountError, with nothing changed, and FirewallError.
+    """
+    ruleset = ruleset_of(policy, nameservers)
+    apply(ruleset)
+    direct = set(policy.trust.direct_names())
+    former = [
+        element
+        for element in list_elements(KNOWN_GOOD_DOMAINS)
+        if (element.comment.rpartition(" ")[2], element.port) not in direct
+    ]
+    delete_now(KNOWN_GOOD_DOMAINS, [(one.address, one.port) for one in former])
+    return ruleset, sorted({element.comment.rpartition(" ")[2] for element in former})
 
 
 def ruleset_of(policy: Policy, nameservers: tuple[tuple[Address, int], ...]) -> Ruleset:

@@ -6,7 +6,6 @@ before an agent connects, and must leave it when DNS no longer vouches for them.
 
 import asyncio
 import logging
-from collections.abc import Callable
 
 from egress_policy.denial import Deny
 from egress_policy.firewall import KNOWN_GOOD_DOMAINS, Elements, FirewallError
@@ -26,7 +25,7 @@ _logger = logging.getLogger(__name__)
 class KnownGoodNames:
     """Resolves known-good names and opens them in the kernel."""
 
-    def __init__(self, policy: Callable[[], Policy], resolver: Resolver, elements: Elements) -> None:
+    def __init__(self, policy: Policy, resolver: Resolver, elements: Elements) -> None:
         self._policy = policy
         self._resolver = resolver
         self._elements = elements
@@ -36,7 +35,7 @@ class KnownGoodNames:
 
         Raises ResolutionFailedError and FirewallError.
         """
-        policy = self._policy()
+        policy = self._policy
         resolution = await self._resolver.resolve(name)
         ports = direct_ports(policy, name)
         for port in ports or [443]:

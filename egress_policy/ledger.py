@@ -21,13 +21,14 @@ type Key = tuple[str, str, str | None, Destination]
 class LiveGrant:
     """A grant with its end (`deadline`) and the time until which its addresses are what DNS said (`fresh_until`).
 
-    `pin` is the address that the upstream connection goes to.
+    `pin` is the address that the upstream connection goes to, `cnames` the names on the way to it.
     """
 
     grant: Grant
     deadline: float
     fresh_until: float
     pin: Address
+    cnames: tuple[str, ...] = ()
 
     @property
     def key(self) -> Key:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from egress_policy.destination import HostPattern, Network
-from egress_policy.feed import Feed, FeedError, parse_feed
+from egress_policy.feed import Feed, FeedError
+from egress_policy.feed_files import FeedFiles
 from egress_policy.policy import (
     DEFAULT_INTENT,
     KNOWN_BAD,
@@ -50,13 +51,16 @@ def load_policy(path: Path) -> Policy:
     return load(path).policy
 
 
-def load(path: Path, today: date | None = None) -> Loaded:
-    """Read a policy file with its feeds, and collect warnings. Raises PolicyFileError."""
+def load(path: Path, today: date | None = None, feeds: FeedFiles | None = None) -> Loaded:
+    """Read a policy file with its feeds, and collect warnings. Raises PolicyFileError.
+
+    With `feeds` one that cannot be read any more does not fail it: the last good version counts.
+    """
     source = Source(path)
     document = source.decode()
     if document is None:
         raise PolicyFileError(source.errors)
-    policy = _Builder(source, document, today or datetime.now(UTC).date()).build()
+    policy = _Builder(source, document, today or datetime.now(UTC).date(), feeds or FeedFiles()).build()
     if source.errors:
         raise PolicyFileError(source.errors)
     _check_links(source, policy)
@@ -90,8 +94,9 @@ def _check_needed(source: Source, policy: Policy) -> None:
 class _Builder:
     """Turns a decoded document into a Policy, and notes what its parts say of each other that cannot be."""
 
-    def __init__(self, source: Source, document: PolicyDocument, today: date) -> None:
+    def __init__(self, source: Source, document: PolicyDocument, today: date, feeds: FeedFiles) -> None:
         self._source = source
+        self._feeds = feeds
         self._document = document
         self._today = today
         self._levels = [level for level in document.trust if level not in (KNOWN_GOOD, KNOWN_BAD)]
@@ -338,8 +343,7 @@ class _Builder:
     def _feed(self, name: str, path: Place) -> Feed:
         file = self._source.path.parent / name
         try:
-            with file.open(encoding="utf-8-sig") as lines:
-                return parse_feed(lines)
+            return self._feeds.load(file)
         except FeedError as error:
             self._source.errors.append(PolicyError(str(file), error.line, 1, "", error.message))
         except OSError as error:

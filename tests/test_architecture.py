@@ -51,7 +51,7 @@ ROOMS = {
     "rich": {"cli"},
     "yaml": {"policy_document", "policy_file", "policy_source"},
 }
-NETLINK = {"firewall", "caller", "socket_owner", "nflog"}
+NETLINK = {"caller", "firewall", "kernel_changes", "nflog", "socket_owner"}
 
 
 def modules() -> dict[str, Path]:
