@@ -78,7 +78,7 @@ def test_another_port_of_a_granted_address(world: World, port: int) -> None:
 @attempt(
     51,
     "Become another user: a subordinate uid, root of a user namespace, a setuid program",
-    outcome="still held to the policy: whatever uid the agent may take is an agent's, and no program gives it another",
+    outcome="still held to the policy, where it names the subordinate uids too and `no_new_privs` is set",
     barriers=BOTH,
     works_without=True,
 )
