@@ -1,6 +1,7 @@
 """Feeds: every form of line is read or refused by its number, and a look-up finds what a slow one would."""
 
 import ipaddress
+from collections.abc import Set as AbstractSet
 
 import pytest
 from hypothesis import example, given
@@ -31,9 +32,20 @@ def networks(draw: st.DrawFn) -> Network:
         pytest.param("Paste.EXAMPLE", {"paste.example"}, id="upper-case"),
         pytest.param("paste.example.", {"paste.example"}, id="trailing-dot"),
         pytest.param("*.paste.example", {"paste.example"}, id="wildcard-means-the-name-too"),
+        pytest.param("*.Paste.example", {"paste.example"}, id="wildcard-upper-case"),
+        pytest.param("*.my_bucket.example", {"my_bucket.example"}, id="wildcard-the-long-way"),
+        pytest.param("*.bücher.example", {"xn--bcher-kva.example"}, id="wildcard-unicode"),
+        pytest.param(".paste.example", {"paste.example"}, id="leading-dot-means-the-name-too"),
+        pytest.param(".my_bucket.example", {"my_bucket.example"}, id="leading-dot-the-long-way"),
+        pytest.param("||paste.example^", {"paste.example"}, id="adblock"),
+        pytest.param("||my_bucket.example^", {"my_bucket.example"}, id="adblock-the-long-way"),
+        pytest.param(
+            "||bücher.example^ # since 2024", {"xn--bcher-kva.example"}, id="adblock-unicode-comment"
+        ),
         pytest.param("  paste.example \t", {"paste.example"}, id="spaces-around"),
         pytest.param("paste.example\r\n", {"paste.example"}, id="crlf"),
         pytest.param("paste.example # since 2024", {"paste.example"}, id="comment-behind"),
+        pytest.param("paste.example ; since 2024", {"paste.example"}, id="semicolon-comment-behind"),
         pytest.param("my_bucket.example", {"my_bucket.example"}, id="underscore"),
         pytest.param("r3---sn-x.example", {"r3---sn-x.example"}, id="three-hyphens"),
         pytest.param("a.b.c.d2", {"a.b.c.d2"}, id="last-label-ends-in-a-digit"),
@@ -48,6 +60,9 @@ def networks(draw: st.DrawFn) -> Network:
         pytest.param("0.0.0.0 Paste.example\r\n", {"paste.example"}, id="hosts-crlf"),
         pytest.param("127.0.0.1\tpaste.example", {"paste.example"}, id="hosts-loopback-tab"),
         pytest.param("::1 paste.example", {"paste.example"}, id="hosts-ipv6"),
+        pytest.param(":: paste.example", {"paste.example"}, id="hosts-ipv6-unspecified"),
+        pytest.param("127.0.0.53 paste.example", {"paste.example"}, id="hosts-other-loopback"),
+        pytest.param("0.0.0.0 bücher.example", {"xn--bcher-kva.example"}, id="hosts-unicode"),
         pytest.param("0.0.0.0 a.example b.example # two", {"a.example", "b.example"}, id="hosts-several"),
         pytest.param("127.0.0.1 LocalHost a.example", {"a.example"}, id="hosts-own-beside-another"),
         pytest.param("localhost", {"localhost"}, id="own-name-listed-by-itself-is-meant"),
@@ -57,6 +72,7 @@ def networks(draw: st.DrawFn) -> Network:
         pytest.param("# comment", set(), id="comment"),
         pytest.param("   # comment", set(), id="comment-indented"),
         pytest.param("! comment of several words", set(), id="exclamation-comment"),
+        pytest.param("; Spamhaus DROP List 2026/01/01", set(), id="semicolon-comment"),
     ],
 )
 def test_names(line: str, names: set[str]) -> None:
@@ -89,17 +105,24 @@ def test_what_hosts_files_say_of_their_own_host_is_not_denied(line: str) -> None
 @pytest.mark.parametrize(
     ("lines", "names"),
     [
-        pytest.param(["a.example\n", "b.example\n"], ["a.example", "b.example"], id="plain"),
-        pytest.param(["A.example\r\n"], ["a.example"], id="upper-case-crlf"),
-        pytest.param(["0.0.0.0 a.example\n", "b.example"], ["a.example", "b.example"], id="hosts"),
-        pytest.param(["\n", "a.example\n", "\n"], ["a.example"], id="blank-lines"),
-        pytest.param(["a" * 61 + ".b"], ["a" * 61 + ".b"], id="no-label-can-be-too-long"),
+        pytest.param(["a.example\n", "b.example\n"], {"a.example", "b.example"}, id="plain"),
+        pytest.param(["A.example\r\n"], {"a.example"}, id="upper-case-crlf"),
+        pytest.param(["0.0.0.0 a.example\n", "b.example"], {"a.example", "b.example"}, id="hosts"),
+        pytest.param(["127.0.0.1\ta.example\n"], {"a.example"}, id="hosts-loopback-tab"),
+        pytest.param(["||a.example^\n", "||b.example^"], {"a.example", "b.example"}, id="adblock"),
+        pytest.param(["*.a.example\r\n", ".b.example"], {"a.example", "b.example"}, id="wildcards"),
+        pytest.param(["\n", "a.example\n", "\n"], {"a.example"}, id="blank-lines"),
+        pytest.param(["a" * 61 + ".b"], {"a" * 61 + ".b"}, id="no-label-can-be-too-long"),
         pytest.param(["a" * 62 + ".b"], None, id="a-label-could-be-too-long"),
         pytest.param(["a.example", "# note"], None, id="comment"),
         pytest.param(["0.0.0.0 ip6-localhost"], None, id="hosts-own"),
+        pytest.param(["||a.example"], None, id="adblock-not-closed"),
+        pytest.param(["a.example^"], None, id="adblock-not-opened"),
+        pytest.param(["..a.example"], None, id="two-dots"),
+        pytest.param([".a.example\r.b.example"], None, id="lone-carriage-return"),
     ],
 )
-def test_where_the_short_cut_is_taken(lines: list[str], names: list[str] | None) -> None:
+def test_where_the_short_cut_is_taken(lines: list[str], names: set[str] | None) -> None:
     """A million lines in half a second, or in seven: that is what the short cut is for."""
     assert _canonical_names(lines) == names
 
@@ -129,6 +152,8 @@ def test_a_network_inside_another_is_left_out(lines: list[str], kept: list[str])
         pytest.param("192.0.2.0/24", "192.0.2.0/24", id="ipv4-cidr"),
         pytest.param("192.0.2.77/24", "192.0.2.0/24", id="host-bits-set"),
         pytest.param("192.0.2.0/24 # bad", "192.0.2.0/24", id="comment-behind"),
+        pytest.param("192.0.2.0/24 ; SBL1", "192.0.2.0/24", id="semicolon-comment-behind"),
+        pytest.param("192.0.2.0/255.255.255.0", "192.0.2.0/24", id="netmask"),
         pytest.param("192.0.2.1\r\n", "192.0.2.1/32", id="crlf"),
         pytest.param("2001:DB8::1", "2001:db8::1/128", id="ipv6"),
         pytest.param("2001:db8::/32", "2001:db8::/32", id="ipv6-cidr"),
@@ -148,8 +173,16 @@ def test_networks(line: str, network: str) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        pytest.param("||paste.example^", id="adblock"),
         pytest.param("@@||paste.example^", id="adblock-exception"),
+        pytest.param("||paste.example", id="adblock-without-its-end"),
+        pytest.param("|paste.example^", id="adblock-other-anchor"),
+        pytest.param("||paste.example^$third-party", id="adblock-option"),
+        pytest.param("||*.paste.example^", id="adblock-wildcard"),
+        pytest.param("||.paste.example^", id="adblock-leading-dot"),
+        pytest.param("||192.0.2.1^", id="adblock-address"),
+        pytest.param("||^", id="adblock-of-nothing"),
+        pytest.param("paste.example##.banner", id="adblock-cosmetic"),
+        pytest.param("address=/paste.example/", id="dnsmasq"),
         pytest.param("http://paste.example/", id="url"),
         pytest.param("paste.example/path", id="path"),
         pytest.param("paste.example:443", id="port"),
@@ -158,7 +191,9 @@ def test_networks(line: str, network: str) -> None:
         pytest.param("*.*.example", id="two-stars"),
         pytest.param("a.*.example", id="star-inside"),
         pytest.param("paste..example", id="empty-label"),
-        pytest.param(".paste.example", id="leading-dot"),
+        pytest.param("..paste.example", id="two-leading-dots"),
+        pytest.param("*..paste.example", id="wildcard-and-dot"),
+        pytest.param(".", id="bare-dot"),
         pytest.param("-a.example", id="leading-hyphen"),
         pytest.param("a-.example", id="trailing-hyphen"),
         pytest.param("a" * 64 + ".example", id="label-too-long"),
@@ -178,7 +213,9 @@ def test_networks(line: str, network: str) -> None:
         pytest.param("::ffff:192.0.2.0/120", id="ipv4-mapped-network"),
         pytest.param("fe80::1%eth0", id="zone"),
         pytest.param("a.example b.example", id="two-names"),
-        pytest.param("192.0.2.0/24 ; SBL1", id="semicolon-comment"),
+        pytest.param("203.0.113.9 paste.example", id="hosts-that-leads-somewhere"),
+        pytest.param("0.0.0.0 *.paste.example", id="hosts-wildcard"),
+        pytest.param("0.0.0.0 ||paste.example^", id="hosts-adblock"),
         pytest.param("0.0.0.0 192.0.2.1", id="hosts-address-as-name"),
         pytest.param("0.0.0.0 -a.example", id="hosts-bad-name"),
     ],
@@ -192,9 +229,28 @@ def test_refused_with_the_line_number(line: str, before: int) -> None:
     assert str(caught.value) == f"line {before + 1}: {caught.value.message}"
 
 
-def test_two_names_on_one_line_say_what_is_wrong() -> None:
-    with pytest.raises(FeedError, match=r"'a\.example': a line of several words must be a hosts-file line"):
-        parse_feed(["a.example b.example"])
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        pytest.param("https://paste.example/x", "'https://paste.example/x' is neither a name nor", id="url"),
+        pytest.param("paste.example/x", "'paste.example/x' is neither a name nor an address", id="path"),
+        pytest.param(
+            "a.example b.example", "'a.example' is no address, and a line of several", id="two-names"
+        ),
+        pytest.param(
+            "203.0.113.9 a.example", "203.0.113.9 leads somewhere: a denied name stands", id="hosts"
+        ),
+        pytest.param("fe80::1%eth0", "'fe80::1%eth0' has a zone", id="zone"),
+        pytest.param("a..example", "'a..example' is not a host name", id="name"),
+        pytest.param("x/" + "\u001b" * 999, "'x/" + r"\x1b" * 78 + "' is neither", id="long-and-hostile"),
+    ],
+)
+def test_an_error_says_what_is_wrong_and_what_a_line_may_be(line: str, what: str) -> None:
+    with pytest.raises(FeedError) as caught:
+        parse_feed([line])
+    assert caught.value.message.startswith(what)
+    assert "a line may be a name, '*.name', '.name', '||name^', an address, a network" in caught.value.message
+    assert "URLs and other filter rules are not supported" in caught.value.message
 
 
 def test_lines_without_ends_do_not_run_together() -> None:
@@ -218,6 +274,11 @@ def test_lines_of_every_kind_together() -> None:
             NAME,
             NAME.map(str.upper),
             NAME.map("0.0.0.0 {}".format),
+            NAME.map("127.0.0.1\t{}".format),
+            NAME.map("||{}^".format),
+            NAME.map("*.{}".format),
+            NAME.map(".{}".format),
+            st.text(".*|^ab\r\n ", max_size=8),
             st.sampled_from(["\u212a.example", "0.0.0.0 ", "a.b\rc.d", "a.b\n\nc.d", "0.0.0.0 a.b\n0.0.0.0"]),
         ),
         max_size=5,
@@ -225,16 +286,27 @@ def test_lines_of_every_kind_together() -> None:
 )
 @example(["\u212a.example"])
 def test_the_short_cut_reads_what_the_long_way_reads(lines: list[str]) -> None:
-    """A batch of plain lines is read as the same lines beside one that is not plain."""
-
-    def read(lines: list[str]) -> Feed | int:
-        try:
-            return parse_feed(lines)
-        except FeedError as error:
-            return error.line
-
+    """A batch of plain lines is read as each of them beside a line that is not plain."""
     lines = [part for line in lines for part in line.splitlines()]
-    assert read(lines) == read([*lines, "# not plain"])
+    try:
+        slow: AbstractSet[str] | int = set().union(
+            *(parse_feed([line, "# not plain"]).names for line in lines)
+        )
+    except FeedError:
+        slow = next(number for number, line in enumerate(lines, start=1) if not _readable(line))
+    try:
+        fast: AbstractSet[str] | int = parse_feed(lines).names
+    except FeedError as error:
+        fast = error.line
+    assert fast == slow
+
+
+def _readable(line: str) -> bool:
+    try:
+        parse_feed([line, "# not plain"])
+    except FeedError:
+        return False
+    return True
 
 
 @given(st.text(max_size=40))
@@ -256,6 +328,43 @@ def test_names_are_normalised_as_the_policy_does(name: str) -> None:
             parse_feed([name])
     else:
         assert parse_feed([name]).names == {expected}
+
+
+NUMBER = st.one_of(st.integers(0, 300).map(str), st.sampled_from(["", "01", "00", "+1", " 1", "1_0", "٣"]))
+IPV4 = st.lists(NUMBER, min_size=3, max_size=5).map(".".join)
+GROUP = st.one_of(st.from_regex(r"[0-9a-fA-F]{0,5}", fullmatch=True), st.just("ffff"), st.just("0"))
+IPV6 = st.tuples(st.lists(st.one_of(GROUP, st.just("")), max_size=9).map(":".join), st.just("") | IPV4).map(
+    ":".join
+)
+PREFIX = st.one_of(NUMBER, IPV4, st.integers(0, 130).map(str))
+
+
+@given(st.one_of(IPV4, IPV6, st.ip_addresses().map(str)), st.none() | PREFIX)
+@example("192.0.2.1", "")
+@example("192.0.2.77", "255.255.255.0")
+@example("192.0.2.77", "0.0.0.255")
+@example("192.0.2.0", "024")
+@example("192.0.2.0", "33")
+@example("2001:db8::", "129")
+@example("2001:db8::", "200")
+@example("::ffff:0:0", "95")
+@example("::1", "٣")
+def test_networks_are_read_as_ipaddress_reads_them(address: str, prefix: str | None) -> None:
+    """What is read by hand, for speed, is read with the same outcome."""
+    word = address if prefix is None else f"{address}/{prefix}"
+    if word != word.strip() or " " in word or (not {":", "/"} & set(word) and word.strip("0123456789.")):
+        return  # no word, or read as a name
+    try:
+        expected = ipaddress.ip_network(word, strict=False)
+    except ValueError:
+        with pytest.raises(FeedError):
+            parse_feed([word])
+        return
+    if isinstance(expected, ipaddress.IPv6Network) and expected.network_address.ipv4_mapped is not None:
+        with pytest.raises(FeedError, match="disguise"):
+            parse_feed([word])
+    else:
+        assert list(parse_feed([word]).networks()) == [expected]
 
 
 @given(st.sets(NAME, max_size=8), NAME)
