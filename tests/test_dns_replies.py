@@ -231,6 +231,36 @@ def test_no_datagram_is_larger_than_a_link_takes(world: World) -> None:
     assert len(addresses(world.ask("direct.example", "AAAA", payload=65000, tcp=True))) == 59
 
 
+@pytest.mark.parametrize(("edns", "payload"), [(None, 0), (0, 100)], ids=["no EDNS", "EDNS with 100 bytes"])
+def test_512_bytes_are_always_taken(world: World, edns: int | None, payload: int) -> None:
+    """Eighteen addresses of one name: that they fit needs compression."""
+    many = tuple(ipaddress.ip_address(f"93.184.216.{number}") for number in range(1, 19))
+    world.known_good.answer = Resolution(many, ttl=30)
+    assert len(addresses(world.ask("direct.example", edns=edns, payload=payload))) == 18
+
+
+def test_a_long_reason_is_cut(world: World) -> None:
+    world.known_good.answer = Deny(DenyCode.ADDRESS_DENIED, "why " * 200)
+    query = dns.message.make_query("direct.example", "A", use_edns=0)
+    answer = world.send(query.to_wire())
+    assert len(answer) <= 512
+    assert reason(dns.message.from_wire(answer))[1].startswith("why why")
+
+
+def test_who_asks_for_dnssec_finds_his_wish_in_the_answer(world: World) -> None:
+    """RFC 3225."""
+    for wants in (True, False):
+        query = dns.message.make_query("x.example", "A", use_edns=0, want_dnssec=wants)
+        answer = dns.message.from_wire(world.send(query.to_wire()))
+        assert bool(answer.ednsflags & dns.flags.DO) == wants
+
+
+def test_other_records_in_a_query_are_passed_over(world: World) -> None:
+    other = b"\x01a\xc0\x0c" + struct.pack("!HHIH", 16, 1, 0, 2) + b"\x01a"
+    answer = read(world.send(wire(rest=other + OPT, opt=2)))
+    assert (answer.rcode(), len(addresses(answer)), answer.edns) == (dns.rcode.NOERROR, 1, 0)
+
+
 def wire(
     name: str = "x.example", *, flags: int = 0x0100, questions: int = 1, rest: bytes = b"", opt: int = 0
 ) -> bytes:
@@ -253,7 +283,9 @@ OPT = b"\0" + struct.pack("!HHIH", 41, 1232, 0, 0)
         pytest.param(wire(rest=b"more"), dns.rcode.FORMERR, id="more than the message"),
         pytest.param(wire()[:-3], dns.rcode.FORMERR, id="cut short"),
         pytest.param(wire()[:12] + b"\xc0\x0c\0\x01\0\x01", dns.rcode.FORMERR, id="a name that points at itself"),
-        pytest.param(wire()[:12] + b"\x40" + wire()[12:], dns.rcode.FORMERR, id="an odd label"),
+        pytest.param(
+            wire()[:12] + b"\x40" + b"a" * 64 + b"\0\0\x01\0\x01", dns.rcode.FORMERR, id="a label too long"
+        ),
         pytest.param(
             wire()[:12] + (b"\x3f" + b"a" * 63) * 4 + b"\0\0\x01\0\x01", dns.rcode.FORMERR, id="a name too long"
         ),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from egress_policy.netlink import attribute
+from egress_policy.netlink import attribute, attributes
 from egress_policy.nflog import Logged, read_datagram
 from egress_policy.packet import Packet, read_packet
 
@@ -102,6 +102,30 @@ def test_one_datagram_holds_several_messages() -> None:
 
 def test_a_packet_that_cannot_be_read_still_counts_in_the_sequence() -> None:
     assert list(read_datagram(message(b""), link_name)) == [Logged(None, 7)]
+
+
+def test_what_makes_no_sense_ends_the_reading() -> None:
+    """A length of nothing, or of more than is there, must neither be believed nor gone over for ever."""
+    good = message(ipv4(6, PORTS))
+    for length in (0, 15, 10_000):
+        assert list(read_datagram(struct.pack("=I", length) + good[4:], link_name)) == []
+        assert list(read_datagram(good + struct.pack("=I", length) + good[4:], link_name)) != []
+    for length in (0, 3, 10_000):
+        assert attributes(attribute(1, b"one") + struct.pack("=HH", length, 9) + bytes(100)) == {1: b"one"}
+
+
+def test_a_number_of_another_size_is_none() -> None:
+    parts = attribute(11, bytes(8)) + attribute(9, ipv4(6, PORTS))
+    data = struct.pack("=IHHII", 20 + len(parts), 4 << 8, 0, 0, 0) + bytes(4) + parts
+    (logged,) = read_datagram(data, link_name)
+    assert logged.packet is not None
+    assert (logged.packet.uid, logged.sequence) == (None, None)
+
+
+def test_other_messages_are_passed_over() -> None:
+    good = message(ipv4(6, PORTS))
+    other = good[:4] + struct.pack("=H", 3) + good[6:]
+    assert [logged.sequence for logged in read_datagram(other + good, link_name)] == [7]
 
 
 @given(st.binary(max_size=200))
