@@ -1,83 +1,26 @@
-"""DNS messages on the wire (RFC 1035 section 4), and the layer in which mitmproxy reads and answers an agent's.
+"""DNS messages on the wire (RFC 1035 section 4).
 
-Mitmproxy's own reading decodes internationalised names, fails on some, and follows pointers without a bound; its
-own layer keeps every query of a connection, and asks an upstream if nobody has answered. This one never asks.
+Mitmproxy's own reading decodes internationalised names, fails on some, and follows pointers without a bound.
 """
 
 import struct
-from typing import Any
 
 from mitmproxy import dns
-from mitmproxy.net.dns import response_codes, types
-from mitmproxy.proxy import commands, context, events, layer, mode_servers, server
-from mitmproxy.proxy.layers.dns import DNSLayer, DnsRequestHook
+from mitmproxy.net.dns import types
 
-OPT = types.OPT
 _HEADER = dns.DNSMessage.HEADER
 _QUESTION = dns.Question.HEADER
 _RECORD = dns.ResourceRecord.HEADER
-_LENGTH = struct.Struct("!H")
 _POINTER = 0xC0
 # Where the first question's name begins, as a pointer (RFC 1035 section 4.1.4).
 _TO_QUESTION = struct.pack("!H", _POINTER << 8 | _HEADER.size)
 _LONGEST_LABEL, _LONGEST_NAME = 63, 255
 # Stands for a dot within a label, so that no such label is taken for two.
 _DOT_IN_LABEL = "\uff0e"
-_MAX_WAITING = 16
-"""Pieces of at most 64 KiB that a client may send ahead while a query of its is answered."""
-_UDP_TIMEOUT = 2
-"""Seconds that mitmproxy remembers a client's UDP port; each costs some kilobytes, and an agent has many."""
 
 
 class _MalformedError(Exception):
     """The bytes are no DNS message."""
-
-
-class AgentDns(DNSLayer):
-    """Has the addon answer each query; what it leaves unanswered fails."""
-
-    def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        """Take what a client sends, up to a bound while it is to wait."""
-        if isinstance(event, events.DataReceived) and len(self._paused_event_queue) >= _MAX_WAITING:
-            if self.context.client.transport_protocol == "tcp":
-                yield commands.CloseConnection(self.context.client)
-            return
-        yield from super().handle_event(event)
-
-    def unpack_message(self, data: bytes, from_client: bool) -> list[dns.DNSMessage]:  # noqa: ARG002 - always True
-        """Read the queries that are complete now. Raises struct.error, which ends the connection."""
-        if self.context.client.transport_protocol == "udp":
-            return [unpack(data)]
-        self.req_buf.extend(data)
-        messages = []
-        while len(self.req_buf) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self.req_buf)
-            if len(self.req_buf) < _LENGTH.size + length:
-                break
-            messages.append(unpack(bytes(self.req_buf[_LENGTH.size : _LENGTH.size + length])))
-            del self.req_buf[: _LENGTH.size + length]
-        return messages
-
-    def handle_request(self, flow: dns.DNSFlow, msg: dns.DNSMessage) -> layer.CommandGenerator[None]:
-        """Answer one query, and forget it. To answer an answer could go on for ever."""
-        if msg.query:
-            flow.request = msg
-            yield DnsRequestHook(flow)
-            answer = pack(flow.response or msg.fail(response_codes.SERVFAIL))
-            if self.context.client.transport_protocol == "tcp":
-                answer = _LENGTH.pack(len(answer)) + answer
-            yield commands.SendData(self.context.client, answer)
-        self.flows.pop(msg.id, None)
-
-
-def install() -> None:
-    """Have mitmproxy's `dns` mode use the layer above."""
-
-    def top_layer(_server: Any, context: context.Context) -> layer.Layer:  # noqa: ANN401 - a method of its class
-        return AgentDns(context)
-
-    mode_servers.DnsInstance.make_top_layer = top_layer  # type: ignore[assignment,method-assign]
-    server.UDP_TIMEOUT = _UDP_TIMEOUT
 
 
 def unpack(data: bytes) -> dns.DNSMessage:
@@ -109,7 +52,7 @@ def unpack(data: bytes) -> dns.DNSMessage:
         return message
     if offset == len(data):
         message.questions = asked
-        message.additionals = [record for record in options if record.type == OPT]
+        message.additionals = [record for record in options if record.type == types.OPT]
     return message
 
 

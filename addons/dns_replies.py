@@ -41,6 +41,7 @@ _LONGEST_TEXT = 200
 """Bytes: the longest name with the longest text still fits into 512."""
 _RECORD_INTERVAL = 1.0
 _MAX_RECORDED = 1000
+_MAX_LOOK_UPS = 500
 
 
 class _Error(IntEnum):
@@ -82,6 +83,7 @@ class NameServer:
         self._synthetic = SyntheticAddresses()
         self._true = TrueAddresses()
         self._recorded: dict[str, float] = {}
+        self._looking_up = 0
 
     def name_of(self, address: Address) -> str | None:
         """Return the name for which agents were told an address."""
@@ -119,6 +121,18 @@ class NameServer:
                 return await self._true_answer(ruling.name)
 
     async def _true_answer(self, name: str) -> _Answer:
+        # Who asks for what nobody answers must not use up the memory: each waits until its time is over.
+        if self._looking_up >= _MAX_LOOK_UPS:
+            return _Answer(
+                response_codes.SERVFAIL, error=_Error.OTHER, why="too many names are being looked up"
+            )
+        self._looking_up += 1
+        try:
+            return await self._look_up(name)
+        finally:
+            self._looking_up -= 1
+
+    async def _look_up(self, name: str) -> _Answer:
         try:
             resolution = await self._known_good().resolve(name)
         except ResolutionFailedError as error:

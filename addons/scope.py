@@ -21,7 +21,7 @@ from mitmproxy.proxy import layer, mode_specs, server_hooks
 
 import bounds
 import connections
-import dns_messages
+import dns_listener
 import dns_replies
 import protocols
 import reload
@@ -96,7 +96,7 @@ class Scope:
             self._name_server = dns_replies.NameServer(
                 self._started.authorizer, lambda: self._started.callers, lambda: self._started.known_good
             )
-            dns_messages.install()
+            dns_listener.install()
             senders = senders_of(self._started.authorizer.policy)
             reports = KernelReports(senders, self._name_server.name_of)
             self._kernel_log = KernelLog(reports, AuditLog(ctx.options.scope_audit).write)

@@ -1,4 +1,4 @@
-"""The layer that reads an agent's queries in mitmproxy: it never asks anybody, and keeps little."""
+"""The layer that reads an agent's queries over TCP: it never asks anybody, and keeps little."""
 
 import struct
 
@@ -9,7 +9,7 @@ from mitmproxy import connection, options
 from mitmproxy.proxy import commands, context, events
 from mitmproxy.proxy.layers.dns import DnsRequestHook
 
-from dns_messages import AgentDns
+from dns_listener import AgentDns
 
 QUERY = dns.message.make_query("x.example", "A", use_edns=0).to_wire()
 
@@ -17,11 +17,10 @@ QUERY = dns.message.make_query("x.example", "A", use_edns=0).to_wire()
 class Conversation:
     """A client and the layer; the addon's part is the test's."""
 
-    def __init__(self, transport: str) -> None:
+    def __init__(self) -> None:
         client = connection.Client(
             peername=("127.0.0.1", 40000),
             sockname=("127.0.0.1", 8053),
-            transport_protocol="tcp" if transport == "tcp" else "udp",
             state=connection.ConnectionState.OPEN,
         )
         self.client = client
@@ -41,38 +40,33 @@ def framed(data: bytes) -> bytes:
     return struct.pack("!H", len(data)) + data
 
 
-@pytest.fixture(params=["udp", "tcp"])
-def conversation(request: pytest.FixtureRequest) -> Conversation:
-    return Conversation(request.param)
-
-
-def on_wire(conversation: Conversation, data: bytes) -> bytes:
-    return framed(data) if conversation.client.transport_protocol == "tcp" else data
+@pytest.fixture
+def conversation() -> Conversation:
+    return Conversation()
 
 
 def test_a_query_that_nobody_answered_fails_and_no_other_server_is_asked(conversation: Conversation) -> None:
-    (hook,) = conversation.send(on_wire(conversation, QUERY))
+    (hook,) = conversation.send(framed(QUERY))
     (sent,) = conversation.completed(hook)
     assert isinstance(sent, commands.SendData)
     assert sent.connection is conversation.client
-    answer = dns.message.from_wire(sent.data[2 if conversation.client.transport_protocol == "tcp" else 0 :])
+    answer = dns.message.from_wire(sent.data[2:])
     assert answer.rcode() == dns.rcode.SERVFAIL
 
 
 def test_an_answered_query_is_forgotten(conversation: Conversation) -> None:
     for number in range(5):
-        (hook,) = conversation.send(on_wire(conversation, struct.pack("!H", number) + QUERY[2:]))
+        (hook,) = conversation.send(framed(struct.pack("!H", number) + QUERY[2:]))
         assert len(conversation.completed(hook)) == 1
     assert conversation.layer.flows == {}
 
 
 def test_an_answer_is_not_answered(conversation: Conversation) -> None:
-    assert conversation.send(on_wire(conversation, QUERY[:2] + b"\x81" + QUERY[3:])) == []
+    assert conversation.send(framed(QUERY[:2] + b"\x81" + QUERY[3:])) == []
     assert conversation.layer.flows == {}
 
 
-def test_queries_may_come_in_pieces_and_together() -> None:
-    conversation = Conversation("tcp")
+def test_queries_may_come_in_pieces_and_together(conversation: Conversation) -> None:
     data = framed(QUERY) * 2
     assert conversation.send(data[:1]) == []
     assert conversation.send(data[1:9]) == []
@@ -84,25 +78,11 @@ def test_queries_may_come_in_pieces_and_together() -> None:
 
 @pytest.mark.parametrize("data", [b"\0\0", framed(b"short")], ids=["nothing", "less than a header"])
 def test_a_stream_of_no_messages_is_closed(data: bytes) -> None:
-    assert any(isinstance(one, commands.CloseConnection) for one in Conversation("tcp").send(data))
+    assert any(isinstance(one, commands.CloseConnection) for one in Conversation().send(data))
 
 
-def test_who_sends_too_far_ahead_is_cut_off() -> None:
-    conversation = Conversation("tcp")
+def test_who_sends_too_far_ahead_is_cut_off(conversation: Conversation) -> None:
     conversation.send(framed(QUERY))
     ahead = [conversation.send(bytes(65535)) for _ in range(17)]
     assert ahead[:16] == [[]] * 16
     assert isinstance(ahead[16][0], commands.CloseConnection)
-
-
-def test_datagrams_that_come_too_fast_are_dropped() -> None:
-    conversation = Conversation("udp")
-    (hook,) = conversation.send(QUERY)
-    assert [conversation.send(QUERY) for _ in range(100)] == [[]] * 100
-    answered = 0
-    waiting: list[commands.Command] = [hook]
-    while waiting:
-        done = conversation.completed(waiting.pop())
-        answered += sum(isinstance(one, commands.SendData) for one in done)
-        waiting += [one for one in done if isinstance(one, DnsRequestHook)]
-    assert answered == 17

@@ -270,3 +270,37 @@ def test_a_query_that_cannot_be_decided_fails_and_none_leaves_the_host() -> None
             for answer in ask(lab, Way(transport=transport), ("named.example", "A"), ("x.example", "AAAA")):
                 assert answer.rcode() == dns.rcode.SERVFAIL
         assert {query["name"] for query in lab.queries()[before:]} <= {"direct.example"}
+
+
+FLOOD = """
+import dns.message, socket, sys, time
+wires = [dns.message.make_query(f"{number}.flood.example", "A").to_wire() for number in range(100)]
+end = time.monotonic() + 4
+while time.monotonic() < end:
+    for wire in wires:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+            try:
+                one.sendto(wire, (sys.argv[1], 53))
+            except OSError:
+                pass
+"""
+
+
+def test_a_flood_from_ever_other_ports_fills_no_memory_and_is_over_when_it_ends() -> None:
+    """Mitmproxy's own UDP server took 200 MiB in 8 s, and 10 s to answer the next query after it."""
+    with Lab(*NAMES) as lab:
+        lab.write_policy(POLICY)
+        lab.apply()
+        proxy = lab.start_proxy()
+        ask(lab, Way(), ("before.example", "A"))
+        before = _resident(proxy.pid)
+        assert lab.python(FLOOD, NAMESERVERS[0], uid=ALICE).returncode == 0
+        (answer,) = ask(lab, Way(), ("after.example", "A"))
+        assert addresses(answer)
+        assert _resident(proxy.pid) - before < 40
+
+
+def _resident(pid: int) -> float:
+    """The memory of a process, in MiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1]) / 1024
