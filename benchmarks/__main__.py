@@ -1,7 +1,7 @@
 """HTTPS through the proxy, with its whole policy and audit log, against bare mitmdump with its defaults.
 
 Both run in one laboratory, on one machine, in turns; what counts is the ratio of each turn. Run as root:
-`make bench`.
+`make bench` for every benchmark, `python -m benchmarks https` for this one.
 """
 
 import json
@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import feeds
 from deploy.demo.lab import ALICE, NAMESERVERS, OTHER, Lab
 
 HOST = "bench.example"
@@ -131,4 +132,8 @@ def _print(kind: str, turns: list[tuple[Turn, Turn]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    benchmarks = {"https": main, "feeds": feeds.main}
+    for chosen in sys.argv[1:] or benchmarks:
+        if chosen not in benchmarks:
+            sys.exit(f"{chosen!r} is no benchmark: there are {', '.join(benchmarks)}")
+        benchmarks[chosen]()

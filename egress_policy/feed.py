@@ -39,12 +39,13 @@ _HOSTS_FILE_OWN = frozenset(
 # Nearly every line of a large feed is a name that is canonical as it stands; read one by one, with every check, a
 # million of them take seven seconds, and half a second this way. It matches less than parse_name(): labels of ASCII
 # letters, digits and single hyphens (so no A-labels), the last one ending in letters (so no number).
-_BATCH, _SMALLEST_BATCH = 256, 4
+_BATCH, _SMALLEST_BATCH = 32, 4
+_CANONICAL = r"(?:[a-z0-9]++[.-])++[a-z]++"
 _CANONICAL_LINES = re.compile(
-    r"""\r?+\n++
+    rf"""\r?+\n++
     (?:
-        (?: (?:0\.0\.0\.0|127\.0\.0\.1)[ \t]++ | \*?+\. )?+ (?:[a-z0-9]++[.-])++[a-z]++ \r?+\n++
-        | \|\| (?:[a-z0-9]++[.-])++[a-z]++ \^ \r?+\n++
+        (?:{_CANONICAL} | (?:0\.0\.0\.0|127\.0\.0\.1)[ \t]++{_CANONICAL} | \*?+\.{_CANONICAL} | \|\|{_CANONICAL}\^)
+        \r?+\n++
     )++""",
     re.VERBOSE,
 )
@@ -106,7 +107,10 @@ class Feed:
         return name
 
     def find_address(self, address: Address) -> Network | None:
-        """Return the listed network that covers an address (the widest of several), or None."""
+        """Return the listed network that covers an address (the widest of several), or None.
+
+        Three microseconds where there is one, most of them for the answer; half of one where there is none.
+        """
         listed = self.ipv4 if address.version == 4 else self.ipv6
         place = listed.find(address)
         if place is None:
@@ -130,7 +134,7 @@ type _Listed = dict[int, set[int]]
 def parse_feed(lines: Iterable[str]) -> Feed:
     """Read a feed: a name, address or network in CIDR a line, or lines of a hosts file that lead names nowhere.
 
-    `*.name`, `.name` and `||name^` mean the same as `name`. A word that begins with `#` or `;` starts a comment, and
+    A byte order mark in front of a line says nothing. `*.name`, `.name` and `||name^` mean the same as `name`. A word that begins with `#` or `;` starts a comment, and
     so does `!` in front of a line. Raises FeedError for the first line that is none of these.
     """
     names: set[str] = set()
@@ -171,7 +175,7 @@ def _canonical_names(lines: Iterable[str]) -> set[str] | None:
 
 def _read_line(line: str, names: set[str], networks: _Listed) -> None:
     # Not within a word: an ad blocker's `name##.banner` is about a part of a page.
-    words = list(takewhile(lambda word: word[0] not in "#;", line.split()))
+    words = list(takewhile(lambda word: word[0] not in "#;", line.removeprefix("\ufeff").split()))
     if not words or words[0].startswith("!"):
         return
     if len(words) > 1:

@@ -50,6 +50,8 @@ def networks(draw: st.DrawFn) -> Network:
         pytest.param("r3---sn-x.example", {"r3---sn-x.example"}, id="three-hyphens"),
         pytest.param("a.b.c.d2", {"a.b.c.d2"}, id="last-label-ends-in-a-digit"),
         pytest.param("1.2.b.d2", {"1.2.b.d2"}, id="begins-and-ends-like-an-address"),
+        pytest.param("\ufeffpaste.example", {"paste.example"}, id="byte-order-mark"),
+        pytest.param("\ufeff0.0.0.0 paste.example", {"paste.example"}, id="hosts-byte-order-mark"),
         pytest.param("bücher.example", {"xn--bcher-kva.example"}, id="unicode"),
         pytest.param("BÜCHER.example", {"xn--bcher-kva.example"}, id="unicode-upper-case"),
         pytest.param("bücher。example", {"xn--bcher-kva.example"}, id="ideographic-full-stop"),
@@ -72,6 +74,7 @@ def networks(draw: st.DrawFn) -> Network:
         pytest.param("# comment", set(), id="comment"),
         pytest.param("   # comment", set(), id="comment-indented"),
         pytest.param("! comment of several words", set(), id="exclamation-comment"),
+        pytest.param("\ufeff# comment", set(), id="comment-byte-order-mark"),
         pytest.param("; Spamhaus DROP List 2026/01/01", set(), id="semicolon-comment"),
     ],
 )
@@ -150,6 +153,7 @@ def test_a_network_inside_another_is_left_out(lines: list[str], kept: list[str])
         pytest.param("192.0.2.1", "192.0.2.1/32", id="ipv4"),
         pytest.param("0.0.0.0 ", "0.0.0.0/32", id="hosts-prefix-without-a-name"),
         pytest.param("192.0.2.0/24", "192.0.2.0/24", id="ipv4-cidr"),
+        pytest.param("\ufeff192.0.2.1", "192.0.2.1/32", id="byte-order-mark"),
         pytest.param("192.0.2.77/24", "192.0.2.0/24", id="host-bits-set"),
         pytest.param("192.0.2.0/24 # bad", "192.0.2.0/24", id="comment-behind"),
         pytest.param("192.0.2.0/24 ; SBL1", "192.0.2.0/24", id="semicolon-comment-behind"),
@@ -240,6 +244,7 @@ def test_refused_with_the_line_number(line: str, before: int) -> None:
         pytest.param(
             "203.0.113.9 a.example", "203.0.113.9 leads somewhere: a denied name stands", id="hosts"
         ),
+        pytest.param("192.0.2.0/33", "'192.0.2.0/33' is neither a name nor", id="prefix-length"),
         pytest.param("fe80::1%eth0", "'fe80::1%eth0' has a zone", id="zone"),
         pytest.param("a..example", "'a..example' is not a host name", id="name"),
         pytest.param("x/" + "\u001b" * 999, "'x/" + r"\x1b" * 78 + "' is neither", id="long-and-hostile"),
