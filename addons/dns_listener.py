@@ -22,6 +22,7 @@ _MAX_WAITING = 16
 _LONGEST_DATAGRAM = 4096
 # As many in one turn, so that requests need not wait. What does not fit into the socket's buffer is dropped.
 _DATAGRAMS = 32
+_MAX_STREAMS = 500
 
 
 class AgentDns(DNSLayer):
@@ -113,8 +114,34 @@ class Datagrams:
             return
 
 
+class _Streams:
+    """The TCP connections that are open: of too many the oldest is closed (RFC 7766 section 6.2.3)."""
+
+    def __init__(self) -> None:
+        self._open: dict[asyncio.StreamWriter, None] = {}
+
+    async def handle(
+        self, server: mode_servers.DnsInstance, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if len(self._open) >= _MAX_STREAMS:
+            oldest = next(iter(self._open))
+            del self._open[oldest]
+            oldest.close()
+        self._open[writer] = None
+        try:
+            await mode_servers.AsyncioServerInstance.handle_stream(server, reader, writer)
+        finally:
+            self._open.pop(writer, None)
+
+
 def install() -> None:
-    """Have mitmproxy's `dns` mode listen with the two above."""
+    """Have mitmproxy's `dns` mode listen with what stands above."""
+    streams = _Streams()
+
+    async def stream(
+        server: mode_servers.DnsInstance, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await streams.handle(server, reader, writer)
 
     def top_layer(_server: mode_servers.DnsInstance, context: context.Context) -> layer.Layer:
         return AgentDns(context)
@@ -123,6 +150,7 @@ def install() -> None:
         return Datagrams(host, port)
 
     mode_servers.DnsInstance.make_top_layer = top_layer  # type: ignore[assignment,method-assign]
+    mode_servers.DnsInstance.handle_stream = stream  # type: ignore[assignment,method-assign]
     mode_servers.DnsInstance.start_udp_based_server = datagrams  # type: ignore[assignment,method-assign]
 
 

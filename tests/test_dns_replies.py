@@ -323,6 +323,33 @@ def test_a_flood_of_denied_names_is_bounded(world: World, monkeypatch: pytest.Mo
     assert len(world.records()) == 3
 
 
+def test_look_ups_that_hang_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for what nobody answers takes no memory without end, and the rest is answered on."""
+    monkeypatch.setattr("dns_replies._MAX_LOOK_UPS", 3)
+    client = connection.Client(peername=(CONTAINER, 40000), sockname=("203.0.113.1", 8053))
+
+    async def hang(_name: str) -> Resolution:
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    async def run() -> list[dns.rcode.Rcode]:
+        async def ask(name: str) -> dns.rcode.Rcode:
+            answer = await world.server.answer(unpack(dns.message.make_query(name, "A").to_wire()), client)
+            return read(pack(answer)).rcode()
+
+        hanging = [asyncio.create_task(ask("direct.example")) for _ in range(3)]
+        await asyncio.sleep(0)
+        answered = [await ask("direct.example"), await ask("x.example")]
+        for task in hanging:
+            task.cancel()
+        await asyncio.wait(hanging)
+        monkeypatch.undo()
+        return [*answered, await ask("direct.example")]
+
+    monkeypatch.setattr(world.known_good, "resolve", hang)
+    assert asyncio.run(run()) == [dns.rcode.SERVFAIL, dns.rcode.NOERROR, dns.rcode.NOERROR]
+
+
 @pytest.fixture(scope="module")
 def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("fuzz") / "audit.jsonl")

@@ -300,6 +300,36 @@ def test_a_flood_from_ever_other_ports_fills_no_memory_and_is_over_when_it_ends(
         assert _resident(proxy.pid) - before < 40
 
 
+IDLE = """
+import dns.message, socket, struct, sys
+wire = dns.message.make_query("idle.example", "A").to_wire()
+query = struct.pack("!H", len(wire)) + wire
+streams = []
+for _ in range(700):
+    stream = socket.create_connection((sys.argv[1], 53), timeout=10)
+    stream.sendall(query)
+    assert stream.recv(512)
+    streams.append(stream)
+open_ones = 0
+for stream in streams:
+    stream.settimeout(0.02)
+    try:
+        open_ones += stream.recv(1) != b""
+    except TimeoutError:
+        open_ones += 1
+    except ConnectionResetError:
+        pass
+print(open_ones)
+"""
+
+
+def test_of_too_many_idle_connections_the_oldest_are_closed(lab: Lab) -> None:
+    done = lab.python(IDLE, NAMESERVERS[0], uid=ALICE)
+    assert 0 < int(done.stdout) <= 500, done.stderr
+    (answer,) = ask(lab, Way(transport="tcp"), ("not-idle.example", "A"))
+    assert addresses(answer)
+
+
 def _resident(pid: int) -> float:
     """The memory of a process, in MiB."""
     status = Path(f"/proc/{pid}/status").read_text()
