@@ -243,6 +243,25 @@ def test_what_is_no_message_ends_nothing_but_its_own_connection(lab: Lab) -> Non
     assert addresses(answer)
 
 
+ANSWER = """
+import dns.flags, dns.message, socket, sys
+query = dns.message.make_query("answer.example", "A", id=1)
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+    one.settimeout(10)
+    one.connect((sys.argv[1], 53))
+    query.flags |= dns.flags.QR
+    one.send(query.to_wire())
+    one.send(b"short")
+    one.send(dns.message.make_query("answer.example", "A", id=2).to_wire())
+    print(dns.message.from_wire(one.recv(512)).id)
+"""
+
+
+def test_an_answer_is_not_answered(lab: Lab) -> None:
+    """Two name servers could keep each other busy for ever."""
+    assert lab.python(ANSWER, NAMESERVERS[0], uid=ALICE).stdout.strip() == "2"
+
+
 def test_the_synthetic_address_is_never_contacted(lab: Lab) -> None:
     assert lab.curl("https://a.example/", uid=ALICE, headers=ALICE_FIELD).status == 200
     assert lab.packets_to(str(SYNTHETIC_IPV4)) == 0
