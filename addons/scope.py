@@ -28,7 +28,6 @@ import reload
 import safe_options
 import start_up
 import streams
-from egress_policy.audit import AuditLog
 from egress_policy.authorizer import Verdict
 from egress_policy.denial import Deny, DenyCode, Failure, FailureCode, Refusal
 from egress_policy.destination import Destination, InvalidHostError, parse_name
@@ -99,7 +98,7 @@ class Scope:
             dns_listener.install()
             senders = senders_of(self._started.authorizer.policy)
             reports = KernelReports(senders, self._name_server.name_of)
-            self._kernel_log = KernelLog(reports, AuditLog(ctx.options.scope_audit).write)
+            self._kernel_log = KernelLog(reports, self._started.audit.write)
             ctx.options.update(**safe_options.SAFE)
         except start_up.StartError as error:
             _exit(str(error))
