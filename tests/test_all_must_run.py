@@ -11,7 +11,7 @@ import pytest
 PASSES = "def test_passes(): pass\n"
 SKIPS = "import pytest\n@pytest.mark.skip\ndef test_skips(): pass\n"
 SKIPPED_MODULE = "import pytest\npytest.importorskip('no_such_module')\n"
-COMPLETE = {"kernel/test_a.py": PASSES, "end_to_end/test_b.py": PASSES}
+COMPLETE = {"kernel/test_a.py": PASSES, "end_to_end/test_b.py": PASSES, "bypass/test_d.py": PASSES}
 
 
 def run(folder: Path, tests: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
@@ -35,7 +35,7 @@ def run(folder: Path, tests: dict[str, str], *options: str) -> subprocess.Comple
 
 
 def test_a_complete_run_is_green(tmp_path: Path) -> None:
-    """Both folders of kernel tests ran, and nothing was left out."""
+    """Every folder of kernel tests ran, and nothing was left out."""
     done = run(tmp_path, COMPLETE, "--all-must-run")
     assert done.returncode == 0, done.stdout
     assert "NOT RUN" not in done.stdout
@@ -46,6 +46,7 @@ def test_a_complete_run_is_green(tmp_path: Path) -> None:
     [
         ({"test_c.py": PASSES}, [], "any test of tests/kernel/"),
         ({"kernel/test_a.py": PASSES}, [], "any test of tests/end_to_end/"),
+        ({"kernel/test_a.py": PASSES, "end_to_end/test_b.py": PASSES}, [], "any test of tests/bypass/"),
         ({**COMPLETE, "test_c.py": SKIPS}, [], "tests/test_c.py::test_skips"),
         ({**COMPLETE, "test_c.py": SKIPPED_MODULE}, [], "tests/test_c.py"),
         (
@@ -55,7 +56,15 @@ def test_a_complete_run_is_green(tmp_path: Path) -> None:
         ),
         ({}, [], "any test of tests/kernel/"),
     ],
-    ids=["no kernel test", "no end-to-end test", "skipped", "module skipped", "deselected", "none at all"],
+    ids=[
+        "no kernel test",
+        "no end-to-end test",
+        "no way around",
+        "skipped",
+        "module skipped",
+        "deselected",
+        "none at all",
+    ],
 )
 def test_a_run_with_a_gap_is_red(
     tmp_path: Path, tests: dict[str, str], options: list[str], named: str
