@@ -24,6 +24,7 @@ from tests.kernel.rules.world import (
     LOCAL_NAMESERVER_PORT,
     NAMED,
     NAMESERVER,
+    NET,
     OTHER_GATEWAY,
     PROXY,
     PROXY_PORT,
@@ -95,7 +96,9 @@ def logged(*acts: Probe) -> Probe:
         with world.begin("host", 0, probes.log, 1, 2) as log:
             for act in acts:
                 act(world)
-            return sorted({(group, prefix, _destination(packet)) for group, prefix, packet in log.next()})
+            seen = {(group, prefix, _destination(packet)) for group, prefix, packet in log.next()}
+            # An agent that listened, in an earlier probe, still repeats its refused answers to the peer there.
+            return sorted(one for one in seen if one[2] not in NET.values())
 
     return probe
 
