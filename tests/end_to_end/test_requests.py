@@ -83,16 +83,6 @@ HOSTILE = [
         f"POST /M HTTP/1.1\r\n{HEAD}Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n", id="space before the colon"
     ),
     pytest.param(f"POST /M HTTP/1.1\r\n{HEAD}Content-Length: +5\r\n\r\nhello", id="signed length"),
-    pytest.param(
-        f"GET /M HTTP/1.1\r\nHost: a.example\r\n{SCOPE}\r\nX-Agent-Scope: sandbox-bob\r\n\r\n",
-        id="scope twice",
-    ),
-    pytest.param(
-        "GET /M HTTP/1.1\r\nHost: a.example\r\nX-Agent-Scope: sandbox-älice\r\n\r\n", id="scope not ASCII"
-    ),
-    pytest.param(
-        "GET /M HTTP/1.1\r\nHost: a.example\r\nX-Agent-Scope: sandbox-bob\r\n\r\n", id="another's scope"
-    ),
 ]
 
 
@@ -104,37 +94,6 @@ def test_what_has_two_readings_or_no_right_reaches_nobody(
     answer = send(lab, data.replace("/M", f"/{marker}-marker"))
     assert " 200 " not in answer.split("\r\n", 1)[0]
     assert requests(lab, f"{marker}-marker") == []
-
-
-@pytest.mark.parametrize(
-    ("data", "tls"),
-    [
-        pytest.param("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", False, id="HTTP/2 with prior knowledge"),
-        pytest.param("\x16\x03\x01\x00\x05hello", True, id="TLS inside TLS"),
-    ],
-)
-def test_what_is_not_http_is_closed_without_a_packet(lab: Lab, data: str, tls: bool) -> None:
-    address = lab.addresses("b.example")[0]
-    packets = lab.packets_to(address)
-    assert send(lab, data, "b.example", tls=tls) == ""
-    assert lab.packets_to(address) == packets
-    assert lab.audit()[-1]["code"] == "request_malformed"
-
-
-def test_each_request_of_a_connection_is_decided_by_itself(lab: Lab) -> None:
-    first = f"GET /first HTTP/1.1\r\n{HEAD}\r\n"
-    second = "GET /second HTTP/1.1\r\nHost: a.example\r\nX-Agent-Scope: sandbox-bob\r\n\r\n"
-    answer = send(lab, first + second)
-    assert "scope_not_allowed" in answer
-    assert len(requests(lab, "/first")) >= 1
-    assert requests(lab, "/second") == []
-
-
-def test_a_certificate_for_another_name_is_not_trusted(lab: Lab) -> None:
-    lab.add_name("impostor.example", certificate="other.example")
-    answer = lab.curl("https://impostor.example/secret", uid=ALICE, headers=ALICE_FIELD)
-    assert answer.status == 502
-    assert requests(lab, "/secret") == []
 
 
 def body_of(lab: Lab, path: str) -> int:

@@ -9,18 +9,6 @@ from deploy.demo.lab import ALICE, Lab
 
 SERVER_NAME = 0
 ENCRYPTED_CLIENT_HELLO = 0xFE0D
-# A TLS client without a server name, or with an address as one. Prints what came back.
-NAMELESS = """
-import socket, ssl, sys
-address, name = sys.argv[1:]
-context = ssl.create_default_context()
-context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-sock = context.wrap_socket(socket.create_connection((address, 443), timeout=3), server_hostname=name or None)
-sock.sendall(b"GET /nameless HTTP/1.1\\r\\nHost: a.example\\r\\nX-Agent-Scope: sandbox-alice\\r\\n\\r\\n")
-while b"}" not in (chunk := sock.recv(65536)):
-    pass
-print(chunk.decode())
-"""
 # Sends bytes and prints how many came back until the end, and what the first were.
 SEND = """
 import json, socket, sys
@@ -77,50 +65,12 @@ def packets(lab: Lab, *hosts: str) -> int:
 
 
 def test_a_crafted_hello_without_a_twist_reaches_the_known_good_origin(lab: Lab) -> None:
-    """The control for those below: the origin itself answers with a handshake."""
+    """The control for the attempts in tests/bypass/test_tls.py: the origin itself answers with a handshake."""
     before = packets(lab, "named.example")
     length, start = send(lab, lab.addresses("named.example")[0], client_hello("named.example"))
     assert length > 100
     assert start.startswith(b"\x16\x03")
     assert packets(lab, "named.example") > before
-
-
-def test_an_encrypted_hello_is_denied_for_a_name_that_is_inspected_by_it(lab: Lab) -> None:
-    """The outer name says nothing of where the connection goes; what is encrypted may be another."""
-    before = packets(lab, "named.example")
-    hello = client_hello("named.example", (ENCRYPTED_CLIENT_HELLO, bytes(100)))
-    send(lab, lab.addresses("named.example")[0], hello)
-    assert packets(lab, "named.example") == before
-    record = lab.audit()[-1]
-    assert (record["outcome"], record["code"], record["host"]) == (
-        "deny",
-        "destination_mismatch",
-        "named.example",
-    )
-
-
-@pytest.mark.parametrize(
-    "listed",
-    [
-        ("named.example", "x.bad.example"),
-        ("x.bad.example", "named.example"),
-        ("named.example\0x.bad.example",),
-        ("",),
-    ],
-)
-def test_a_hello_with_other_than_one_name_reaches_nobody(lab: Lab, listed: tuple[str, ...]) -> None:
-    before = packets(lab, "named.example", "x.bad.example")
-    send(lab, lab.addresses("named.example")[0], client_hello("named.example", replaced=names(*listed)))
-    assert packets(lab, "named.example", "x.bad.example") == before
-
-
-@pytest.mark.parametrize("name", ["", "address"])
-def test_tls_without_a_server_s_name_is_denied(lab: Lab, name: str) -> None:
-    address = lab.addresses("full.example")[0]
-    before = packets(lab, "a.example", "full.example")
-    answer = lab.python(NAMELESS, address, name and address, uid=ALICE).stdout
-    assert "destination_mismatch" in answer
-    assert packets(lab, "a.example", "full.example") == before
 
 
 def test_an_undecrypted_connection_goes_to_the_name_s_own_address(lab: Lab) -> None:
