@@ -3,8 +3,8 @@
     python -m tests.end_to_end.raw_origin LOG LEAF
 
 HTTP/1.1 on port 9080, and over TLS without HTTP/2 on port 9443. `/ws` becomes a WebSocket and `/raw` something
-that is neither HTTP nor a WebSocket, asked for or not; both send back what they get. Everything else is answered
-when its body is complete.
+that is neither HTTP nor a WebSocket, asked for or not; both send back what they get. `/early` is answered before its
+body has come. Everything else is answered when its body is complete.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ async def _serve(log: Log, reader: asyncio.StreamReader, writer: asyncio.StreamW
     try:
         while True:
             head = await peer.take_until(b"\r\n\r\n")
-            path = head.split(b" ", 2)[1]
+            path = head.split(b" ", 2)[1].partition(b"?")[0]
             if path == b"/ws":
                 await _websocket(peer, head)
             elif path == b"/raw":
@@ -74,6 +74,10 @@ async def _serve(log: Log, reader: asyncio.StreamReader, writer: asyncio.StreamW
                 while True:
                     await peer.receive()
                     peer.send(await peer.take(len(peer.unread)))
+            elif path == b"/early":
+                peer.send(_ANSWER)
+                while True:
+                    await peer.receive()
             elif re.search(rb"\r\ntransfer-encoding: *chunked\r\n", head, re.IGNORECASE):
                 while size := int((await peer.take_until(b"\r\n")).strip(), 16):
                     await peer.take(size + 2)
