@@ -71,7 +71,15 @@ class Connections:
         return self._open[client.id]
 
     def remove(self, client: connection.Client) -> None:
-        """Forget a connection that was closed."""
+        """Forget a connection that was closed, and see that it is.
+
+        Where the task that reads a socket is cancelled while it waits for the lock on its layers, mitmproxy leaves
+        the socket open (ConnectionHandler.handle_connection catches this around its other waits only).
+        """
+        handler = self._proxyserver.connections.get(client.id)
+        transport = None if handler is None else handler.transports.get(client)
+        if transport is not None and transport.writer is not None:
+            transport.writer.close()
         opened = self._open.pop(client.id, None)
         if opened is not None:
             self._count[opened.caller.agent] -= 1
