@@ -31,12 +31,13 @@ class Inspection(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """Where mitmdump listens, and as whom it runs (a login name or a uid)."""
+    """Where mitmdump listens, as whom it runs (a login name or a uid), and where on loopback its console is."""
 
     user: str | int
     port: int = 8080
     ports: tuple[int, ...] = WEB_PORTS
     dns_port: int = 8053
+    console_port: int = 8081
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,10 @@ class Resolver:
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """Who is subject to the policy: a user of this host (name or uids), or a source address behind a link."""
+    """Who is subject to the policy: a user of this host (name or uids), or a source address behind a link.
+
+    `may_ask` is false for an agent that nobody watches: what needs approval is denied to it, and nobody is asked.
+    """
 
     name: str
     scopes: tuple[str, ...]
@@ -58,6 +62,7 @@ class Agent:
     source: Network | None = None
     default_scope: str | None = None
     loopback: tuple[Range, ...] = ((1024, 65535),)
+    may_ask: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +102,15 @@ type Entry = DomainEntry | CidrEntry
 
 @dataclass(frozen=True, slots=True)
 class IntentRule:
-    """What an intent may do at one level of trust: `methods` None is any, `max_body` (bytes) None is no limit."""
+    """What an intent may do at one level of trust: `methods` None is any, `max_body` (bytes) None is no limit.
+
+    With `needs_approval` a person decides on each new destination first.
+    """
 
     methods: frozenset[str] | None = None
     max_body: int | None = None
     ttl: timedelta = MAX_TTL
+    needs_approval: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +221,10 @@ class Trust:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The whole policy. `intents` maps an intent to its rule at each level of trust; a level not named is denied."""
+    """The whole policy. `intents` maps an intent to its rule at each level of trust; a level not named is denied.
+
+    `operators` are those who see and do all, by login name or uid; root is one without being named.
+    """
 
     proxy: Proxy
     agents: Mapping[str, Agent]
@@ -220,6 +232,7 @@ class Policy:
     intents: Mapping[str, Mapping[str, IntentRule]]
     trust: Trust = Trust()
     resolver: Resolver = Resolver()
+    operators: tuple[str, ...] = ()
 
     def level_of(self, destination: Destination) -> str | None:
         """Name a destination's level of trust; None where no entry covers it and its port is not the proxy's."""

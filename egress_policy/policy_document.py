@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -210,6 +210,7 @@ class ProxyDocument(msgspec.Struct, forbid_unknown_fields=True):
     port: Port = 8080
     ports: list[Port] = msgspec.field(default_factory=lambda: [80, 443])
     dns_port: Port = 8053
+    console_port: Port = 8081
 
 
 class ResolverDocument(msgspec.Struct, forbid_unknown_fields=True):
@@ -230,6 +231,10 @@ class AgentDocument(msgspec.Struct, forbid_unknown_fields=True):
     source: Cidr | None = None
     default_scope: ScopeName | None = None
     loopback: list[Ports] | None = None
+    approval: (
+        Annotated[Literal["never"], msgspec.Meta(description="never, for an agent that nobody watches")]
+        | None
+    ) = None
 
 
 class ScopeDocument(msgspec.Struct, forbid_unknown_fields=True):
@@ -263,6 +268,9 @@ class RuleDocument(msgspec.Struct, forbid_unknown_fields=True):
     methods: list[Method] | None = None
     max_body: Size | None = None
     ttl: Duration | None = None
+    approval: (
+        Annotated[Literal["required"], msgspec.Meta(description="required, where a person decides")] | None
+    ) = None
 
 
 class PolicyDocument(msgspec.Struct, forbid_unknown_fields=True):
@@ -275,3 +283,4 @@ class PolicyDocument(msgspec.Struct, forbid_unknown_fields=True):
     scopes: dict[ScopeName, ScopeDocument] = {}
     trust: dict[Name, list[EntryDocument]] = {}
     intents: dict[Name, dict[Name, RuleDocument]] | None = None
+    operators: list[User] = []

@@ -5,7 +5,7 @@ by an agent exists, that no two entries contradict each other) is checked here.
 """
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -110,6 +110,7 @@ class _Builder:
             intents=self._intents(),
             trust=self._trust(),
             resolver=self._resolver(),
+            operators=tuple(self._operators()),
         )
 
     def _proxy(self) -> Proxy:
@@ -123,6 +124,8 @@ class _Builder:
             )
         if document.port == document.dns_port:
             self._source.error(("proxy", "dns_port"), "is the same as proxy.port")
+        if document.console_port in (document.port, document.dns_port):
+            self._source.error(("proxy", "console_port"), "is another of the proxy's ports")
         for index, port in enumerate(document.ports):
             if port in (document.port, document.dns_port, 53):
                 self._source.error(("proxy", "ports", index), f"port {port} is the proxy's own or DNS's")
@@ -131,6 +134,7 @@ class _Builder:
             port=document.port,
             ports=tuple(dict.fromkeys(document.ports)),
             dns_port=document.dns_port,
+            console_port=document.console_port,
         )
 
     def _resolver(self) -> Resolver:
@@ -164,6 +168,7 @@ class _Builder:
                 source=source,
                 default_scope=document.default_scope,
                 loopback=Agent(name, ()).loopback if loopback is None else tuple(loopback),
+                may_ask=document.approval is None,
             )
         return agents
 
@@ -224,6 +229,16 @@ class _Builder:
             )
         return scopes
 
+    def _operators(self) -> Iterator[str]:
+        users: list[Any] = [agent.user for agent in self._document.agents.values() if agent.user]
+        for index, operator in enumerate(self._document.operators):
+            user: Any = operator
+            if isinstance(user, tuple) and user[0] != user[1]:
+                self._source.error(("operators", index), "is a range: name each operator")
+            if user in users or any(_overlap(user, other) for other in users):
+                self._source.error(("operators", index), "is an agent's user: an agent must not watch itself")
+            yield user if isinstance(user, str) else str(user[0])
+
     def _intents(self) -> dict[str, dict[str, IntentRule]]:
         if self._document.intents is None:
             return {DEFAULT_INTENT: {level: IntentRule() for level in (*self._levels, UNKNOWN)}}
@@ -244,7 +259,9 @@ class _Builder:
         body: Any = document.max_body
         ttl: Any = document.ttl
         methods = None if document.methods is None else frozenset(document.methods)
-        return IntentRule(methods=methods, max_body=body, ttl=ttl or MAX_TTL)
+        return IntentRule(
+            methods=methods, max_body=body, ttl=ttl or MAX_TTL, needs_approval=document.approval is not None
+        )
 
     def _trust(self) -> Trust:
         domains: list[DomainEntry] = []
