@@ -10,9 +10,10 @@ from mitmproxy import connection
 from mitmproxy.addons.proxyserver import Proxyserver
 
 from egress_policy.caller import Caller
+from egress_policy.decision import Key
 from egress_policy.denial import Deny
 from egress_policy.destination import Address
-from egress_policy.ledger import Key, LiveGrant
+from egress_policy.ledger import LiveGrant
 from gate import Gate, GatedReader
 
 type Socket = tuple[str, int]

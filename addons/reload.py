@@ -38,7 +38,7 @@ async def reload(started: start_up.Started, settings: options.Options) -> start_
         resolver = Resolver(policy.resolver.nameservers, policy.resolver.timeout.total_seconds())
         uids = resolve_agents(policy)
         modes = start_up.listening_modes(policy, settings)
-        await asyncio.to_thread(put_in_force, policy, resolver.nameservers)
+        await asyncio.to_thread(put_in_force, policy, resolver.nameservers, started.authorizer.pauses)
     except PolicyFileError as error:
         _say(started, f"{path} has errors, the policy stays as it was: {error}", "fail")
         return started

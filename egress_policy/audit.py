@@ -69,6 +69,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     detail: str | None = None
     ttl: int | None = None
     expires: str | None = None
+    by: str | None = None
 
 
 _encoder = msgspec.json.Encoder()

@@ -11,16 +11,18 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from weakref import WeakValueDictionary
 
+from egress_policy.approvals import Approvals
 from egress_policy.audit import AuditError, AuditLog, Record
-from egress_policy.decision import Permit, decide
-from egress_policy.denial import Deny, Failure, FailureCode, Refusal
+from egress_policy.decision import Key, Permit, Standing, decide
+from egress_policy.denial import Deny, DenyCode, Failure, FailureCode, Refusal
 from egress_policy.destination import Address, Destination
 from egress_policy.firewall import DEVELOPER_SANDBOX, Elements, FirewallError, list_elements
 from egress_policy.grant import MAX_ADDRESSES, Grant, Resolution, issue_grant, why_not_given
-from egress_policy.ledger import Key, Ledger, LiveGrant
+from egress_policy.ledger import Ledger, LiveGrant
+from egress_policy.pauses import NOTHING
 from egress_policy.policy import MAX_TTL, Policy
 from egress_policy.records import Asked, decision_record, element_comment, grant_record
 from egress_policy.resolver import ResolutionFailedError, Resolver
@@ -60,6 +62,8 @@ class Authorizer:
     ) -> None:
         self.policy = policy
         self.ledger = Ledger()
+        self.pauses = NOTHING
+        self.approvals = Approvals(clock)
         self._resolver = resolver
         self._elements = elements
         self._audit = audit
@@ -67,6 +71,11 @@ class Authorizer:
         self._clock = clock
         self._opening: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         self._kernel = asyncio.Lock()
+
+    @property
+    def standing(self) -> Standing:
+        """What people have decided beside the policy, as it is now."""
+        return Standing(self._paused_by, self.approvals.answer)
 
     async def authorize(self, asked: Asked) -> Verdict:
         """Take one request through every step of the decision, and put the outcome on record."""
@@ -76,14 +85,17 @@ class Authorizer:
         if isinstance(asked.request, Deny):
             refusal = asked.request
         else:
-            decided = decide(self.policy, asked.request, self.ledger.destinations)
+            decided = decide(self.policy, asked.request, self.ledger.destinations, standing=self.standing)
             if isinstance(decided, Deny):
                 refusal = decided
             else:
                 permit = decided
-                opened = await self._open(permit)
+                opened = await self._open_approved(permit)
                 live, refusal = (opened, None) if isinstance(opened, LiveGrant) else (None, opened)
-        return self.put_on_record(asked, permit, live, refusal)
+        verdict = self.put_on_record(asked, permit, live, refusal)
+        if isinstance(refusal, Deny) and refusal.code is DenyCode.PENDING_APPROVAL:
+            self._ask(asked, verdict.record)
+        return verdict
 
     def put_on_record(
         self, asked: Asked, permit: Permit | None, live: LiveGrant | None, refusal: Refusal | None
@@ -130,6 +142,49 @@ class Authorizer:
         now = self._clock()
         self.ledger.add(LiveGrant(grant, now + remaining, now, grant.addresses[0]))
 
+    async def revoke(self, unwanted: Callable[[Grant], bool], why: str, by: str) -> list[Grant]:
+        """Take back the grants that are not wanted, and the approvals that they rest on; return them."""
+        async with self._kernel:
+            ended = [live for live in self.ledger if unwanted(live.grant)]
+            for live in ended:
+                self.approvals.forget(live.key)
+            await self._revoke([(live, why) for live in ended], by)
+        return [live.grant for live in ended]
+
+    async def shorten(self, grant_id: str, remaining: float, by: str) -> LiveGrant | None:
+        """Let a grant end in `remaining` seconds; None where it is not live, or would end earlier by itself.
+
+        Raises FirewallError and AuditError; the grant then stays as it was, or ends in the proxy alone.
+        """
+        async with self._kernel:
+            now = self._clock()
+            known = next((live for live in self.ledger if live.grant.id == grant_id), None)
+            if known is None or not 0 < remaining < known.deadline - now:
+                return None
+            grant = replace(known.grant, expires=datetime.now(UTC) + timedelta(seconds=remaining))
+            live = replace(known, grant=grant, deadline=now + remaining)
+            self._audit.write(grant_record("grant", grant, "shortened", by))
+            self.ledger.add(live)
+            await self._close_or_keep(_sockets(live))
+            return live
+
+    async def take_back_paused(self, by: str) -> list[Grant]:
+        """Revoke every grant that what is paused covers."""
+        return await self.revoke(lambda grant: self.pauses.covers(grant.agent, grant.scope), "paused", by)
+
+    def left(self, live: LiveGrant) -> float:
+        """Return the seconds that a grant has left."""
+        return live.deadline - self._clock()
+
+    def _paused_by(self, agent: str, scope: str | None) -> str | None:
+        pause = self.pauses.of_agent(agent) if scope is None else self.pauses.of_scope(scope)
+        return None if pause is None else pause.by
+
+    def _ask(self, asked: Asked, record: Record) -> None:
+        if not isinstance(asked.request, Deny) and record.agent and record.scope:
+            key = (record.agent, record.scope, record.intent, asked.request.destination)
+            self.approvals.ask(key, record)
+
     async def adopt(self, policy: Policy, resolver: Resolver) -> int:
         """Decide by another policy from now on; revoke the grants that it would not give, and return their number."""
         async with self._kernel:
@@ -137,7 +192,7 @@ class Authorizer:
             counted: dict[str, set[Destination]] = {}
             refused: list[tuple[LiveGrant, str]] = []
             for live in sorted(self.ledger, key=lambda live: live.grant.issued):
-                why = why_not_given(policy, live.grant, live.cnames, counted)
+                why = why_not_given(policy, live.grant, live.cnames, counted, self.standing)
                 if why is None:
                     counted.setdefault(live.grant.scope, set()).add(live.grant.destination)
                 else:
@@ -167,14 +222,22 @@ class Authorizer:
             ]
         )
 
-    async def _revoke(self, refused: Iterable[tuple[LiveGrant, str]]) -> None:
+    async def _revoke(self, refused: Iterable[tuple[LiveGrant, str]], by: str | None = None) -> None:
         closed: set[tuple[Address, int]] = set()
         for live, why in refused:
             self.ledger.remove(live)
-            self._record_end("revoke", live.grant, why)
+            self._record_end("revoke", live.grant, why, by)
             self._on_end(live)
             closed.update(_sockets(live))
-        for address, port in closed:
+        try:
+            await self._close_or_keep(closed)
+        except FirewallError as error:
+            _logger.error("it stays open in the kernel until its time is over: %s", error)
+
+    async def _close_or_keep(self, sockets: AbstractSet[tuple[Address, int]]) -> None:
+        """Give elements the time of the last grant that needs them, or delete them. Raises FirewallError."""
+        failed: FirewallError | None = None
+        for address, port in sockets:
             other = self.ledger.last_holder(address, port)
             try:
                 if other is None:
@@ -187,9 +250,17 @@ class Authorizer:
                         element_comment(other.grant),
                     )
             except (FirewallError, ValueError) as error:
-                _logger.error(
-                    "%s port %d stays open in the kernel until its time is over: %s", address, port, error
-                )
+                failed = FirewallError(f"{address} port {port}: {error}")
+        if failed is not None:
+            raise failed
+
+    async def _open_approved(self, permit: Permit) -> LiveGrant | Refusal:
+        # An approval for one request is used up before another request can find it.
+        taken = None if permit.answer is None else self.approvals.take(_key(permit))
+        opened = await self._open(permit)
+        if taken is not None and not isinstance(opened, LiveGrant):
+            self.approvals.restore(taken)
+        return opened
 
     async def _open(self, permit: Permit) -> LiveGrant | Refusal:
         key = _key(permit)
@@ -230,7 +301,8 @@ class Authorizer:
     async def _open_resolved(self, permit: Permit, resolution: Resolution) -> LiveGrant | Refusal:
         self.end_due()
         # Other requests went on while DNS was asked: the scope may be full by now, or the policy another.
-        decided = decide(self.policy, permit.request, self.ledger.destinations)
+        standing = Standing(self._paused_by, lambda _key: permit.answer)
+        decided = decide(self.policy, permit.request, self.ledger.destinations, standing=standing)
         if isinstance(decided, Deny):
             return decided
         issued = issue_grant(self.policy, decided, resolution, str(uuid.uuid4()), datetime.now(UTC))
@@ -272,9 +344,9 @@ class Authorizer:
         self.ledger.add(live)
         return live
 
-    def _record_end(self, event: str, grant: Grant, detail: str | None = None) -> None:
+    def _record_end(self, event: str, grant: Grant, detail: str | None = None, by: str | None = None) -> None:
         try:
-            self._audit.write(grant_record(event, grant, detail))
+            self._audit.write(grant_record(event, grant, detail, by))
         except AuditError as error:
             # The grant is over all the same; only what is let out must be on record first.
             _logger.error("the end of grant %s is not on record: %s", grant.id, error)

@@ -42,6 +42,32 @@ class Step(IntEnum):
 
 type Passed = Callable[[Step, str], None]
 
+type Key = tuple[str, str, str | None, Destination]
+"""Agent, scope, intent, destination: what a grant, and an approval, is for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a person decided on a key, and for how long at most a grant may rest on it."""
+
+    is_approved: bool
+    left: timedelta
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What people decided beside the policy: who paused whom, and what was approved.
+
+    `paused` takes an agent and, once it is known, a scope, and names whoever paused them.
+    """
+
+    paused: Callable[[str, str | None], str | None] = lambda _agent, _scope: None
+    answer: Callable[[Key], Answer | None] = lambda _key: None
+
+
+NOTHING_DECIDED = Standing()
+
 
 @dataclass(frozen=True, slots=True)
 class Permit:
@@ -54,6 +80,7 @@ class Permit:
     scope: Scope | None = None
     intent: str | None = None
     max_body: int | None = None
+    answer: Answer | None = None
 
     @property
     def grant_scope(self) -> str:
@@ -70,16 +97,18 @@ def decide(
     request: AccessRequest,
     live: Mapping[str, AbstractSet[Destination]] | None = None,
     passed: Passed = _no_trace,
+    standing: Standing = NOTHING_DECIDED,
 ) -> Permit | Deny:
     """Decide on a well-formed request. `live` is what each scope has open now; `passed` is told each step's finding.
 
     1. The request is well formed: http_request.read_request() made it.
-    2. The caller is a known agent.
+    2. The caller is a known agent, and nobody has paused it.
     3. The destination is not known-bad.
     4. If it is known-good, that is enough.
     5. The scope field is present and parses, or the caller has a default.
-    6. The caller may use that scope.
-    7. The intent exists, is the scope's, and allows this level of trust, method and body size.
+    6. The caller may use that scope, and nobody has paused it.
+    7. The intent exists, is the scope's, and allows this level of trust, method and body size; where it wants
+       an approval, a person gave it.
     8. The scope has room for one more destination.
 
     Steps 9 to 11 need the world: the resolver, grant.issue_grant() and the kernel.
@@ -97,6 +126,9 @@ def decide(
     agent = None if request.agent is None else policy.agents.get(request.agent)
     if agent is None:
         return Deny(DenyCode.CALLER_UNKNOWN, "the sender of this request is no agent that the policy names")
+    by = standing.paused(agent.name, None)
+    if by is not None:
+        return Deny(DenyCode.PAUSED, f"{by} paused agent {agent.name}")
     passed(Step.CALLER, f"agent {agent.name}")
 
     why_bad = policy.trust.why_bad(destination)
@@ -120,6 +152,9 @@ def decide(
             DenyCode.SCOPE_NOT_ALLOWED,
             f"agent {agent.name} may not use the scope {scope.name}, only {_listed(agent.scopes)}",
         )
+    by = standing.paused(agent.name, scope.name)
+    if by is not None:
+        return Deny(DenyCode.PAUSED, f"{by} paused the scope {scope.name}")
     sandbox = policy.scopes[scope.name]
     passed(Step.SCOPE_ALLOWED, f"agent {agent.name} may use it")
 
@@ -129,6 +164,12 @@ def decide(
         return rule
     passed(Step.INTENT, f"intent {intent} allows {request.method} to {level} destinations")
 
+    answer: Answer | None = None
+    if rule.needs_approval:
+        answer = standing.answer((agent.name, scope.name, intent, destination))
+        if answer is None or not answer.is_approved:
+            return _not_approved(agent, sandbox, intent, destination, answer)
+
     opened = (live or {}).get(scope.name, frozenset())
     if destination not in opened and len(opened) >= sandbox.max_destinations:
         return Deny(
@@ -137,8 +178,19 @@ def decide(
         )
     passed(Step.QUOTA, f"{len(opened)} of {sandbox.max_destinations} destinations open")
 
-    ttl = min(scope.ttl or MAX_TTL, rule.ttl, sandbox.max_ttl, MAX_TTL)
-    return Permit(request, agent.name, level or "", ttl, scope, intent, rule.max_body)
+    ttl = min(scope.ttl or MAX_TTL, rule.ttl, sandbox.max_ttl, MAX_TTL, answer.left if answer else MAX_TTL)
+    return Permit(request, agent.name, level or "", ttl, scope, intent, rule.max_body, answer)
+
+
+def _not_approved(
+    agent: Agent, sandbox: Sandbox, intent: str, destination: Destination, answer: Answer | None
+) -> Deny:
+    if answer is not None:
+        return Deny(DenyCode.APPROVAL_DECLINED, f"{answer.by} declined {destination}")
+    what = f"intent {intent} needs a person's approval for {destination}"
+    if agent.may_ask:
+        return Deny(DenyCode.PENDING_APPROVAL, f"{what}, and {sandbox.owner} was asked")
+    return Deny(DenyCode.APPROVAL_REQUIRED, f"{what}, and agent {agent.name} runs unattended")
 
 
 def intent_denies(policy: Policy, permit: Permit | None, level: str) -> Deny | None:

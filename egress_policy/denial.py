@@ -12,6 +12,7 @@ class DenyCode(StrEnum):
     DESTINATION_INVALID = "destination_invalid"
     DESTINATION_MISMATCH = "destination_mismatch"
     CALLER_UNKNOWN = "caller_unknown"
+    PAUSED = "paused"
     DESTINATION_DENIED = "destination_denied"
     SCOPE_MISSING = "scope_missing"
     SCOPE_MALFORMED = "scope_malformed"
@@ -21,6 +22,9 @@ class DenyCode(StrEnum):
     TRUST_NOT_ALLOWED = "trust_not_allowed"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     BODY_TOO_LARGE = "body_too_large"
+    APPROVAL_REQUIRED = "approval_required"
+    PENDING_APPROVAL = "pending_approval"
+    APPROVAL_DECLINED = "approval_declined"
     QUOTA_EXCEEDED = "quota_exceeded"
     ADDRESS_DENIED = "address_denied"
 

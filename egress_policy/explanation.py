@@ -32,6 +32,7 @@ _STEP_OF_CODE = {
     DenyCode.DESTINATION_INVALID: decision.Step.REQUEST,
     DenyCode.DESTINATION_MISMATCH: decision.Step.REQUEST,
     DenyCode.CALLER_UNKNOWN: decision.Step.CALLER,
+    DenyCode.PAUSED: decision.Step.CALLER,
     DenyCode.DESTINATION_DENIED: decision.Step.KNOWN_BAD,
     DenyCode.SCOPE_MISSING: decision.Step.SCOPE,
     DenyCode.SCOPE_MALFORMED: decision.Step.SCOPE,
@@ -41,6 +42,9 @@ _STEP_OF_CODE = {
     DenyCode.TRUST_NOT_ALLOWED: decision.Step.INTENT,
     DenyCode.METHOD_NOT_ALLOWED: decision.Step.INTENT,
     DenyCode.BODY_TOO_LARGE: decision.Step.INTENT,
+    DenyCode.APPROVAL_REQUIRED: decision.Step.INTENT,
+    DenyCode.PENDING_APPROVAL: decision.Step.INTENT,
+    DenyCode.APPROVAL_DECLINED: decision.Step.INTENT,
     DenyCode.QUOTA_EXCEEDED: decision.Step.QUOTA,
     DenyCode.ADDRESS_DENIED: decision.Step.ADDRESSES,
 }

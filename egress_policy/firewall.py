@@ -74,6 +74,9 @@ class Ruleset:
     known_good: tuple[tuple[Network, int], ...] = ()
     known_bad: tuple[Network, ...] = ()
     nameservers: tuple[Socket, ...] = ()
+    console_port: int = 8081
+    paused_uids: tuple[Range, ...] = ()
+    paused_sources: tuple[Network, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ def compose(ruleset: Ruleset) -> str:
         f"define proxy_uid = {ruleset.proxy_uid}\n"
         f"define proxy_port = {ruleset.proxy_port}\n"
         f"define dns_port = {ruleset.dns_port}\n"
+        f"define console_port = {ruleset.console_port}\n"
         f"define proxy_ports = {{ {ports} }}\n"
     )
     return definitions + _RULESET.read_text() + "".join(_elements(ruleset))
@@ -101,6 +105,13 @@ def compose(ruleset: Ruleset) -> str:
 def apply(ruleset: Ruleset) -> None:
     """Load the ruleset and the static sets in one transaction; timed elements stay. Raises FirewallError."""
     _nft(["-f", "-"], compose(ruleset))
+
+
+def pause(uids: Sequence[Range], sources: Sequence[Network]) -> None:
+    """Let the kernel refuse all that these send, and nobody else's for a pause's sake. Raises FirewallError."""
+    names = ("paused-uids", "paused-sources", "paused-sources-ipv6")
+    flushed = (f"flush set inet {TABLE} {name}\n" for name in names)
+    _nft(["-f", "-"], "".join([*flushed, *_paused(uids, sources)]))
 
 
 def delete_now(name: str, sockets: Sequence[Socket]) -> None:
@@ -299,6 +310,7 @@ def _list_one(name: str) -> Iterator[Element]:
 def _elements(ruleset: Ruleset) -> Iterator[str]:
     # nft(8) refuses entries that overlap, in these sets as in those of addresses.
     yield from _add("agent-uids", (_range(uids) for uids in _merged(ruleset.agent_uids)))
+    yield from _paused(ruleset.paused_uids, ruleset.paused_sources)
     ports_of: dict[Range, list[Range]] = defaultdict(list)
     for uids, ports in ruleset.loopback:
         ports_of[uids].append(ports)
@@ -333,6 +345,12 @@ def _elements(ruleset: Ruleset) -> Iterator[str]:
         )
         bad = (network for network in ruleset.known_bad if network.version == version)
         yield from _add(f"known-bad{suffix}", _spans(bad))
+
+
+def _paused(uids: Sequence[Range], sources: Sequence[Network]) -> Iterator[str]:
+    yield from _add("paused-uids", (_range(one) for one in _merged(uids)))
+    for suffix, version in (("", 4), ("-ipv6", 6)):
+        yield from _add(f"paused-sources{suffix}", _spans(one for one in sources if one.version == version))
 
 
 def _add(name: str, elements: Iterable[str]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from egress_policy.addresses import why_not_public
-from egress_policy.decision import Permit, decide, intent_denies
+from egress_policy.decision import NOTHING_DECIDED, Permit, Standing, decide, intent_denies
 from egress_policy.denial import Deny, DenyCode
 from egress_policy.destination import Address, Destination
 from egress_policy.http_request import AccessRequest
@@ -58,7 +58,11 @@ def issue_grant(
 
 
 def why_not_given(
-    policy: Policy, grant: Grant, cnames: tuple[str, ...], live: Mapping[str, AbstractSet[Destination]]
+    policy: Policy,
+    grant: Grant,
+    cnames: tuple[str, ...],
+    live: Mapping[str, AbstractSet[Destination]],
+    standing: Standing = NOTHING_DECIDED,
 ) -> str | None:
     """Say why a policy would not give a grant that was issued under another one, or None where it would.
 
@@ -69,10 +73,14 @@ def why_not_given(
     method = "GET" if rule is None or rule.methods is None else min(rule.methods, default="GET")
     field = () if grant.scope == KNOWN_GOOD else (f"{grant.scope};intent={grant.intent}".encode(),)
     request = AccessRequest(grant.agent, grant.destination, field, method, "/", 0)
-    decided = decide(policy, request, live)
+    decided = decide(policy, request, live, standing=standing)
     if isinstance(decided, Deny):
         return decided.detail
-    if decided.grant_scope == grant.scope and grant.issued + decided.ttl < grant.expires:
+    if (
+        decided.answer is None
+        and decided.grant_scope == grant.scope
+        and grant.issued + decided.ttl < grant.expires
+    ):
         return f"the policy gives it {decided.ttl.total_seconds():.0f} seconds at most"
     denied = why_addresses_denied(
         policy, Resolution(grant.addresses, cnames), grant.destination.port, decided

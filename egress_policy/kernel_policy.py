@@ -3,20 +3,23 @@
 from pathlib import Path
 
 from egress_policy.accounts import proxy_uid, resolve_agents
-from egress_policy.destination import Address
-from egress_policy.firewall import KNOWN_GOOD_DOMAINS, Ruleset, apply, delete_now, list_elements
-from egress_policy.policy import Policy
+from egress_policy.destination import Address, Network
+from egress_policy.firewall import KNOWN_GOOD_DOMAINS, Ruleset, apply, delete_now, list_elements, pause
+from egress_policy.pauses import NOTHING, Pauses
+from egress_policy.policy import Policy, Range
 
 _FIRST_PORT = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 
 
-def put_in_force(policy: Policy, nameservers: tuple[tuple[Address, int], ...]) -> tuple[Ruleset, list[str]]:
+def put_in_force(
+    policy: Policy, nameservers: tuple[tuple[Address, int], ...], pauses: Pauses = NOTHING
+) -> tuple[Ruleset, list[str]]:
     """Load a policy into the kernel, in one transaction; grants stay.
 
     Returns what was loaded, and the names that an earlier policy had DNS open there and that are closed now.
     Raises AccountError, with nothing changed, and FirewallError.
     """
-    ruleset = ruleset_of(policy, nameservers)
+    ruleset = ruleset_of(policy, nameservers, pauses)
     apply(ruleset)
     direct = set(policy.trust.direct_names())
     former = [
@@ -28,9 +31,12 @@ def put_in_force(policy: Policy, nameservers: tuple[tuple[Address, int], ...]) -
     return ruleset, sorted({element.comment.rpartition(" ")[2] for element in former})
 
 
-def ruleset_of(policy: Policy, nameservers: tuple[tuple[Address, int], ...]) -> Ruleset:
+def ruleset_of(
+    policy: Policy, nameservers: tuple[tuple[Address, int], ...], pauses: Pauses = NOTHING
+) -> Ruleset:
     """Fill in the ruleset for a policy. Raises AccountError."""
     agents = resolve_agents(policy)
+    paused_uids, paused_sources = paused_senders(policy, pauses)
     return Ruleset(
         proxy_uid=proxy_uid(policy),
         proxy_port=policy.proxy.port,
@@ -49,4 +55,24 @@ def ruleset_of(policy: Policy, nameservers: tuple[tuple[Address, int], ...]) -> 
         known_good=tuple(policy.trust.direct_networks()),
         known_bad=tuple(policy.trust.known_bad.all_networks()),
         nameservers=nameservers,
+        console_port=policy.proxy.console_port,
+        paused_uids=paused_uids,
+        paused_sources=paused_sources,
+    )
+
+
+def pause_in_kernel(policy: Policy, pauses: Pauses) -> None:
+    """Have the kernel refuse all that paused agents send. Raises AccountError and FirewallError."""
+    pause(*paused_senders(policy, pauses))
+
+
+def paused_senders(policy: Policy, pauses: Pauses) -> tuple[tuple[Range, ...], tuple[Network, ...]]:
+    """Tell by which uids and source addresses the kernel knows the agents that are paused. Raises AccountError."""
+    return (
+        tuple((low, high) for low, high, name in resolve_agents(policy) if pauses.of_agent(name)),
+        tuple(
+            agent.source
+            for name, agent in policy.agents.items()
+            if agent.source is not None and pauses.of_agent(name)
+        ),
     )

@@ -10,11 +10,9 @@ from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
+from egress_policy.decision import Key
 from egress_policy.destination import Address, Destination
 from egress_policy.grant import Grant
-
-type Key = tuple[str, str, str | None, Destination]
-"""Agent, scope, intent, destination: what a grant is for."""
 
 
 @dataclass(slots=True)

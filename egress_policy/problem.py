@@ -65,6 +65,13 @@ GUIDANCE: Mapping[str, Guidance] = {
             "To add an agent, open a pull request on the policy repository.",
         ),
     ),
+    DenyCode.PAUSED: Guidance(
+        "Somebody has paused this agent or its scope",
+        (
+            "Stop, and tell the person you work for: nothing goes out until the pause is lifted.",
+            "Whoever paused it, or an operator, lifts it: `egress-policy resume`.",
+        ),
+    ),
     DenyCode.DESTINATION_DENIED: Guidance(
         "The destination is known-bad",
         (
@@ -132,6 +139,28 @@ GUIDANCE: Mapping[str, Guidance] = {
             "Send less, with a Content-Length.",
             "If the work needs to send this much, name an intent that may, as in `;intent=develop`.",
             _ASK_FOR_ENTRY,
+        ),
+    ),
+    DenyCode.APPROVAL_REQUIRED: Guidance(
+        "The destination needs a person's approval, and this agent may not ask for it",
+        (
+            "Do without this destination in unattended runs.",
+            "If such runs need it, open a pull request on the policy repository that vets the destination.",
+        ),
+    ),
+    DenyCode.PENDING_APPROVAL: Guidance(
+        "The destination waits for a person's approval",
+        (
+            "Go on with other work, or end the run; waiting does not help, and every try is on record.",
+            "The scope's owner or an operator decides: `egress-policy approvals`, then `egress-policy approve ID`.",
+            "After that the same request succeeds.",
+        ),
+    ),
+    DenyCode.APPROVAL_DECLINED: Guidance(
+        "A person has declined this destination",
+        (
+            "Do without this destination.",
+            "If the work needs it, speak with whoever declined it, whom the detail names.",
         ),
     ),
     DenyCode.QUOTA_EXCEEDED: Guidance(

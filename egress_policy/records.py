@@ -7,7 +7,7 @@ from msgspec import structs
 
 from egress_policy.audit import Record, timestamp
 from egress_policy.caller import Caller
-from egress_policy.decision import Permit
+from egress_policy.decision import Key, Permit
 from egress_policy.denial import Deny, Refusal
 from egress_policy.grant import Grant
 from egress_policy.http_request import AccessRequest
@@ -65,8 +65,8 @@ def decision_record(
     )
 
 
-def grant_record(event: str, grant: Grant, detail: str | None = None) -> Record:
-    """Describe a grant's beginning (`grant`) or end (`expire`, `revoke`)."""
+def grant_record(event: str, grant: Grant, detail: str | None = None, by: str | None = None) -> Record:
+    """Describe a grant's beginning (`grant`) or end (`expire`, `revoke`), and who brought it about."""
     return Record(
         time=timestamp(datetime.now(UTC)),
         event=event,
@@ -80,6 +80,40 @@ def grant_record(event: str, grant: Grant, detail: str | None = None) -> Record:
         detail=detail,
         ttl=int((grant.expires - grant.issued).total_seconds()),
         expires=timestamp(grant.expires),
+        by=by,
+    )
+
+
+def approval_record(
+    approval_id: str, key: Key, is_approved: bool, by: str, expires: datetime, detail: str
+) -> Record:
+    """Describe a person's decision on a destination that needs one."""
+    agent, scope, intent, destination = key
+    return Record(
+        time=timestamp(datetime.now(UTC)),
+        event="approval",
+        id=approval_id,
+        agent=agent,
+        scope=scope,
+        intent=intent,
+        host=str(destination.host),
+        port=destination.port,
+        outcome="permit" if is_approved else "deny",
+        detail=detail,
+        expires=timestamp(expires),
+        by=by,
+    )
+
+
+def pause_record(event: str, kind: str, name: str | None, by: str) -> Record:
+    """Describe that a scope, an agent or everything was paused (`pause`), or is no more (`resume`)."""
+    return Record(
+        time=timestamp(datetime.now(UTC)),
+        event=event,
+        agent=name if kind == "agent" else None,
+        scope=name if kind == "scope" else None,
+        detail="everything" if kind == "all" else None,
+        by=by,
     )
 
 

@@ -24,6 +24,7 @@ def test_the_schema_names_every_key_and_no_other() -> None:
         "scopes",
         "trust",
         "intents",
+        "operators",
     }
     assert all(
         definition["additionalProperties"] is False
