@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Coroutine
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 from mitmproxy import addonmanager, connection, ctx, dns, http, tls
@@ -29,6 +30,7 @@ import safe_options
 import start_up
 import streams
 from egress_policy.authorizer import Verdict
+from egress_policy.control import ControlError, serve
 from egress_policy.denial import Deny, DenyCode, Failure, FailureCode, Refusal
 from egress_policy.destination import Destination, InvalidHostError, parse_name
 from egress_policy.firewall import FirewallError
@@ -36,6 +38,8 @@ from egress_policy.http_request import AccessRequest, RequestHead, is_websocket,
 from egress_policy.kernel_reports import Group, KernelReports, senders_of
 from egress_policy.ledger import LiveGrant
 from egress_policy.nflog import KernelLog
+from egress_policy.operations import Operations
+from egress_policy.pauses import pauses_file
 from egress_policy.policy import KNOWN_GOOD, Inspection
 from egress_policy.problem import problem_of, render
 from egress_policy.records import Asked
@@ -68,6 +72,7 @@ class Scope:
         self._reload_asked = asyncio.Event()
         self._name_server: dns_replies.NameServer
         self._kernel_log: KernelLog
+        self._operations: Operations
 
     # Life
 
@@ -99,6 +104,12 @@ class Scope:
             senders = senders_of(self._started.authorizer.policy)
             reports = KernelReports(senders, self._name_server.name_of)
             self._kernel_log = KernelLog(reports, self._started.audit.write)
+            self._operations = Operations(
+                self._started.authorizer,
+                self._started.audit,
+                pauses_file(ctx.options.scope_audit),
+                self._reload_asked.set,
+            )
             ctx.options.update(**safe_options.SAFE)
         except start_up.StartError as error:
             _exit(str(error))
@@ -111,7 +122,13 @@ class Scope:
         if isinstance(sys.stdout, io.TextIOWrapper):
             # What is logged must not wait in a buffer where a journal or a file takes it.
             sys.stdout.reconfigure(line_buffering=True)
+        await self._operations.take_back_paused()
         await _listen(started.modes)
+        try:
+            serve(Path(ctx.options.scope_control), self._operations, lambda: self._started.authorizer.policy)
+        except ControlError as error:
+            # Traffic is decided all the same; what cannot be asked over the socket, `revoke` does in the kernel.
+            _logger.error("egress-policy: %s", error)
         _logger.info("egress-policy: in force, %d grants taken over", len(started.authorizer.ledger))
         if not ctx.options.has_changed("termlog_verbosity"):
             # Every connection and every streamed answer is a line otherwise; the audit log has what matters.

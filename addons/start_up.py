@@ -25,9 +25,11 @@ from egress_policy.firewall import (
     list_elements,
 )
 from egress_policy.kernel_changes import KernelChanges
+from egress_policy.kernel_policy import pause_in_kernel
 from egress_policy.known_good import KnownGoodNames
 from egress_policy.ledger import LiveGrant
 from egress_policy.live_grants import match
+from egress_policy.pauses import PausesError, pauses_file, read_pauses
 from egress_policy.policy import Policy
 from egress_policy.policy_file import load
 from egress_policy.policy_source import PolicyFileError
@@ -39,7 +41,7 @@ DEFAULT_CONFDIR = "/var/lib/egress-policy/ca"
 OPTIONS = (
     ("scope_policy", "/etc/egress-policy/policy.yaml", "The policy file."),
     ("scope_audit", "/var/log/egress-policy/audit.jsonl", "The audit log: a file, or - for standard output."),
-    ("scope_control", "/run/egress-policy/control.sock", "The control socket; nothing is served on it yet."),
+    ("scope_control", "/run/egress-policy/control.sock", "The control socket."),
 )
 """Name, default and help of each option."""
 
@@ -84,12 +86,14 @@ def start(settings: options.Options, on_end: Callable[[LiveGrant], None]) -> Sta
         authorizer = Authorizer(policy, resolver, elements, audit, on_end)
         # Before the sets are read: what is deleted in between is heard of.
         changes = KernelChanges()
+        authorizer.pauses = read_pauses(pauses_file(settings.scope_audit))
+        pause_in_kernel(policy, authorizer.pauses)
         _take_over(authorizer, settings.scope_audit)
         audit.write(policy_record(f"{settings.scope_policy} is in force: the proxy started"))
         uids = resolve_agents(policy)
     except PolicyFileError as error:
         raise StartError("the policy has errors:\n" + "\n".join(str(one) for one in error.errors)) from None
-    except (AccountError, AuditError, FirewallError) as error:
+    except (AccountError, AuditError, FirewallError, PausesError) as error:
         raise StartError(str(error)) from None
     return Started(
         authorizer,

@@ -176,6 +176,10 @@ class Authorizer:
         """Return the seconds that a grant has left."""
         return live.deadline - self._clock()
 
+    def in_seconds(self, seconds: float) -> float:
+        """Return the moment so many seconds from now, on the clock that approvals end by."""
+        return self._clock() + seconds
+
     def _paused_by(self, agent: str, scope: str | None) -> str | None:
         pause = self.pauses.of_agent(agent) if scope is None else self.pauses.of_scope(scope)
         return None if pause is None else pause.by

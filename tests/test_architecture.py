@@ -175,7 +175,8 @@ def test_every_dependency_is_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     declared = project["project"]["dependencies"] + project["project"]["optional-dependencies"]["dev"]
     names = {
-        re.split(r"[<>=! \[]", entry)[0].lower().replace(".", "-") for entry in declared + project["build-system"]["requires"]
+        re.split(r"[<>=! \[]", entry)[0].lower().replace(".", "-")
+        for entry in declared + project["build-system"]["requires"]
     }
     assert names <= {line.split("==")[0] for line in requirements()}
 

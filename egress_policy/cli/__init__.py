@@ -5,10 +5,13 @@ import sys
 import click
 
 from egress_policy.cli.apply import apply
+from egress_policy.cli.approvals import approvals, approve, decline
 from egress_policy.cli.check import check
 from egress_policy.cli.doctor import doctor
 from egress_policy.cli.explain import explain
 from egress_policy.cli.grants import grants
+from egress_policy.cli.pause import pause, resume
+from egress_policy.cli.revoke import revoke
 
 
 @click.group(
@@ -21,7 +24,7 @@ def commands() -> None:
     """Lets AI agents out to the destinations that a policy permits."""
 
 
-for _command in (check, apply, explain, grants, doctor):
+for _command in (check, apply, explain, grants, revoke, pause, resume, approvals, approve, decline, doctor):
     commands.add_command(_command)
 
 

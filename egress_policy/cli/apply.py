@@ -5,9 +5,10 @@ from pathlib import Path
 import click
 
 from egress_policy.accounts import AccountError
-from egress_policy.cli.options import policy_option
+from egress_policy.cli.options import audit_option, policy_option
 from egress_policy.firewall import FirewallError
 from egress_policy.kernel_policy import put_in_force
+from egress_policy.pauses import PausesError, pauses_file, read_pauses
 from egress_policy.policy_file import load_policy
 from egress_policy.policy_source import PolicyFileError
 from egress_policy.resolver import ResolutionFailedError, system_nameservers
@@ -15,19 +16,20 @@ from egress_policy.resolver import ResolutionFailedError, system_nameservers
 
 @click.command(epilog="Example: egress-policy apply --policy /etc/egress-policy/policy.yaml")
 @policy_option
-def apply(policy: Path) -> None:
+@audit_option
+def apply(policy: Path, audit: str) -> None:
     """Load the ruleset and the policy's sets into the kernel, in one transaction.
 
-    Grants survive. A policy with errors changes nothing. From the first time on, agents are held to the policy,
+    Grants survive, and so does what is paused: it is kept beside the audit log. A policy with errors changes nothing. From the first time on, agents are held to the policy,
     whether the proxy runs or not.
     """
     try:
         loaded = load_policy(policy)
         nameservers = loaded.resolver.nameservers or system_nameservers()
-        ruleset, closed = put_in_force(loaded, nameservers)
+        ruleset, closed = put_in_force(loaded, nameservers, read_pauses(pauses_file(audit)))
     except PolicyFileError as error:
         raise click.ClickException(f"nothing was changed, the policy has errors:\n{error}") from None
-    except (AccountError, ResolutionFailedError) as error:
+    except (AccountError, PausesError, ResolutionFailedError) as error:
         raise click.ClickException(f"nothing was changed: {error}") from None
     except FirewallError as error:
         raise click.ClickException(str(error)) from None

@@ -17,4 +17,11 @@ audit_option = click.option(
     show_default=True,
     help="The audit log.",
 )
+control_option = click.option(
+    "--control",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("/run/egress-policy/control.sock"),
+    show_default=True,
+    help="The running proxy's control socket.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

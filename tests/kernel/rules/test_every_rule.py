@@ -323,7 +323,7 @@ def _cases() -> Iterator[Case]:
                   f"{v}", ask("host", AGENT, unknown, 53), "proxy")  # fmt: skip
         # The input hook would refuse it too, but nobody would hear of it.
         for port, probe in ((PROXY_PORT, dial), (DNS_PORT, dial), (DNS_PORT, ask)):
-            yield one("agent-loopback-permitted", "th dport { $proxy_port, $dns_port } return",
+            yield one("agent-loopback-permitted", "th dport { $proxy_port, $dns_port, $console_port } return",
                       f"{probe.__name__} {port} {v}",
                       logged(probe("host", AGENT, local, port)), [(1, BLOCKED, local)])  # fmt: skip
         yield one("agent-loopback-permitted",

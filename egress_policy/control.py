@@ -1,0 +1,283 @@
+"""The control plane's API: HTTP and JSON on a Unix socket. control.openapi.json describes it.
+
+The kernel says who the peer is (SO_PEERCRED, unix(7)). Errors are problem details (RFC 9457).
+"""
+
+import contextlib
+import logging
+import os
+import pwd
+import socket
+import stat
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, override
+
+import msgspec
+from tornado import httpserver, netutil, web
+
+from egress_policy.accounts import AccountError, resolve_agents
+from egress_policy.operations import OperationError, Operations, Selection
+from egress_policy.policy import Policy
+from egress_policy.rights import Rights, rights_of
+
+OPENAPI = Path(__file__).with_name("control.openapi.json")
+
+_MAX_BODY = 16 * 1024
+_MAX_HEADER = 16 * 1024
+_PATIENCE = 10.0
+"""Seconds that a peer may take over a request, and keep a connection without one."""
+_PEER = struct.Struct("3i")
+
+_logger = logging.getLogger(__name__)
+
+
+class ControlError(Exception):
+    """The control socket cannot be served: the message says why, and what to do."""
+
+
+class Handler(web.RequestHandler):
+    """What all have in common: who asks, JSON in and out, problems."""
+
+    def initialize(self, operations: Operations, policy: Callable[[], Policy]) -> None:
+        self.operations = operations
+        self.policy = policy
+        self.rights = Rights("nobody")
+
+    @override
+    def set_default_headers(self) -> None:
+        self.clear_header("Server")
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("X-Content-Type-Options", "nosniff")
+
+    @override
+    def prepare(self) -> None:
+        # A browser cannot open a Unix socket; what comes through one all the same names where it is from.
+        if "Origin" in self.request.headers:
+            raise OperationError(403, "this is no place for a web page")
+        self.rights = self._peer()
+        if self.rights.role == "nobody":
+            raise OperationError(403, f"{self.rights.name} is no operator, owns no scope and is no agent")
+
+    def _peer(self) -> Rights:
+        connected: socket.socket = self.request.connection.stream.socket  # type: ignore[union-attr]
+        _, uid, _ = _PEER.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        login = None
+        with contextlib.suppress(KeyError):
+            login = pwd.getpwuid(uid).pw_name
+        try:
+            return rights_of(self.policy(), resolve_agents(self.policy()), uid, login)
+        except AccountError as error:
+            raise OperationError(503, str(error)) from None
+
+    def body[T](self, kind: type[T]) -> T:
+        """Read the request's body. Raises OperationError."""
+        try:
+            return msgspec.json.decode(self.request.body, type=kind)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise OperationError(400, f"the body is not as it should be: {error}") from None
+
+    def selection(self) -> Selection:
+        """Read which grants are meant from the query. Raises OperationError for an unknown parameter."""
+        values = self.only("scope", "agent", "host", "all")
+        values.pop("all", None)
+        return Selection(**values)
+
+    def only(self, *names: str) -> dict[str, str]:
+        """Read the query's parameters. Raises OperationError for one that is unknown or repeated."""
+        found = {name: self.get_query_arguments(name) for name in self.request.query_arguments}
+        for name, values in found.items():
+            if name not in names or len(values) != 1:
+                raise OperationError(
+                    400, f"the parameter {name} is unknown or repeated; known are {', '.join(names)}"
+                )
+        return {name: values[0] for name, values in found.items()}
+
+    def answer(self, document: object) -> None:
+        self.set_header("Content-Type", "application/json")
+        self.finish(msgspec.json.encode(document) + b"\n")
+
+    @override
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        detail = str(error) if isinstance(error, OperationError) else None
+        status = error.status if isinstance(error, OperationError) else status_code
+        self.set_status(status)
+        self.set_header("Content-Type", "application/problem+json")
+        title = self._reason
+        problem = {"type": "about:blank", "title": title, "status": status} | (
+            {"detail": detail} if detail else {}
+        )
+        self.finish(msgspec.json.encode(problem) + b"\n")
+
+    @override
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        if not isinstance(value, OperationError | web.HTTPError):
+            super().log_exception(typ, value, tb)
+
+
+class NotFound(Handler):
+    @override
+    def prepare(self) -> None:
+        super().prepare()
+        raise OperationError(404, "there is nothing here: see /v1/openapi.json")
+
+
+class Whoami(Handler):
+    def get(self) -> None:
+        rights = self.rights
+        self.answer(
+            {"name": rights.name, "role": rights.role, "scopes": sorted(rights.scopes), "agent": rights.agent}
+        )
+
+
+class Grants(Handler):
+    def get(self) -> None:
+        self.answer(self.operations.grants(self.rights, self.selection()))
+
+    async def delete(self) -> None:
+        if not self.request.query_arguments:
+            raise OperationError(400, "which grants? say scope, agent, host, or all=true")
+        self.answer({"revoked": await self.operations.revoke(self.rights, self.selection())})
+
+
+class Remaining(msgspec.Struct, forbid_unknown_fields=True):
+    """What may be changed of a grant."""
+
+    remaining: float
+
+
+class Grant(Handler):
+    def get(self, grant_id: str) -> None:
+        self.answer(self.operations.grant(self.rights, grant_id))
+
+    async def delete(self, grant_id: str) -> None:
+        self.answer({"revoked": await self.operations.revoke(self.rights, Selection(id=grant_id))})
+
+    async def patch(self, grant_id: str) -> None:
+        remaining = self.body(Remaining).remaining
+        self.answer(await self.operations.shorten(self.rights, grant_id, remaining))
+
+
+class Paused(msgspec.Struct, forbid_unknown_fields=True):
+    """What to pause: one of these."""
+
+    scope: str | None = None
+    agent: str | None = None
+    all: bool = False
+
+    def kind_and_name(self) -> tuple[str, str | None]:
+        """Return which of the three it is. Raises OperationError."""
+        given: list[tuple[str, str | None]] = [("scope", self.scope)] if self.scope else []
+        given += [("agent", self.agent)] if self.agent else []
+        given += [("all", None)] if self.all else []
+        if len(given) != 1:
+            raise OperationError(400, "say one of scope, agent, and all")
+        return given[0]
+
+
+class PausesHandler(Handler):
+    def get(self) -> None:
+        self.answer(self.operations.pauses(self.rights))
+
+    async def post(self) -> None:
+        self.answer(await self.operations.pause(self.rights, *self.body(Paused).kind_and_name()))
+
+    async def delete(self) -> None:
+        asked = self.only("scope", "agent", "all")
+        what = Paused(asked.get("scope"), asked.get("agent"), asked.get("all") == "true")
+        self.answer(await self.operations.resume(self.rights, *what.kind_and_name()))
+
+
+class ApprovalsHandler(Handler):
+    def get(self) -> None:
+        self.answer(self.operations.approvals(self.rights))
+
+
+class Decision(msgspec.Struct, forbid_unknown_fields=True, rename={"duration": "for"}):
+    """What a person decided, and for how long."""
+
+    decision: str
+    duration: str = "1h"
+
+
+class Approval(Handler):
+    def post(self, approval_id: str) -> None:
+        decided = self.body(Decision)
+        if decided.decision not in ("approve", "decline"):
+            raise OperationError(400, "decision is approve or decline")
+        is_approved = decided.decision == "approve"
+        self.answer(self.operations.decide(self.rights, approval_id, is_approved, decided.duration))
+
+
+class PolicyHandler(Handler):
+    def get(self) -> None:
+        policy = self.policy()
+        self.answer(
+            {
+                "agents": sorted(policy.agents),
+                "scopes": sorted(policy.scopes),
+                "intents": sorted(policy.intents),
+                "feeds": {name: len(feed) for name, feed in policy.trust.known_bad.feeds},
+            }
+        )
+
+
+class Reload(Handler):
+    def post(self) -> None:
+        if not self.rights.is_operator:
+            raise OperationError(403, "only an operator has the policy reloaded")
+        self.operations.ask_for_reload()
+        self.set_status(202)
+        self.answer({"asked": True})
+
+
+class OpenApi(Handler):
+    def get(self) -> None:
+        self.set_header("Content-Type", "application/json")
+        self.finish(OPENAPI.read_bytes())
+
+
+ROUTES: tuple[tuple[str, type[Handler]], ...] = (
+    (r"/v1/openapi\.json", OpenApi),
+    (r"/v1/whoami", Whoami),
+    (r"/v1/grants", Grants),
+    (r"/v1/grants/([0-9a-f-]{4,36})", Grant),
+    (r"/v1/pauses", PausesHandler),
+    (r"/v1/approvals", ApprovalsHandler),
+    (r"/v1/approvals/([0-9a-f-]{4,36})", Approval),
+    (r"/v1/policy", PolicyHandler),
+    (r"/v1/policy/reload", Reload),
+)
+
+
+def serve(path: Path, operations: Operations, policy: Callable[[], Policy]) -> httpserver.HTTPServer:
+    """Serve the API on a socket at `path` until the process ends. Raises ControlError.
+
+    Everybody may connect: what a peer may do, its uid tells.
+    """
+    arguments = {"operations": operations, "policy": policy}
+    application = web.Application(
+        [(pattern, handler, arguments) for pattern, handler in ROUTES],
+        default_handler_class=NotFound,
+        default_handler_args=arguments,
+        log_function=lambda _handler: None,
+    )
+    server = httpserver.HTTPServer(
+        application,
+        max_body_size=_MAX_BODY,
+        max_header_size=_MAX_HEADER,
+        idle_connection_timeout=_PATIENCE,
+        body_timeout=_PATIENCE,
+    )
+    try:
+        if path.exists() and not stat.S_ISSOCK(path.lstat().st_mode):
+            raise ControlError(f"{path} is there, and is no socket: remove it, or set scope_control")
+        server.add_socket(netutil.bind_unix_socket(str(path), mode=0o666))
+    except OSError as error:
+        raise ControlError(
+            f"the control socket {path} cannot be served: {error.strerror}; "
+            f"`install -d -o {os.getuid()} {path.parent}`, or set scope_control"
+        ) from None
+    return server

@@ -1,0 +1,36 @@
+"""Grants taken back without the proxy: in the kernel's sets, and on record."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from egress_policy.audit import AuditLog, read_records
+from egress_policy.firewall import DEVELOPER_SANDBOX, delete_now, list_elements
+from egress_policy.grant import Grant
+from egress_policy.live_grants import match
+from egress_policy.records import grant_record
+
+
+def revoke_in_kernel(audit: str, unwanted: Callable[[Grant], bool], why: str, by: str) -> list[Grant]:
+    """Delete the elements of grants that are not wanted, and return these; a proxy that runs follows.
+
+    An element that another live grant needs stays. Raises FirewallError and AuditError.
+    """
+    held = list_elements(DEVELOPER_SANDBOX)
+    live = [one.grant for one in match(read_records(audit), held, datetime.now(UTC))[0]]
+    ended = [grant for grant in live if unwanted(grant)]
+    kept = {
+        (address, grant.destination.port)
+        for grant in live
+        if grant not in ended
+        for address in grant.addresses
+    }
+    closed = {(address, grant.destination.port) for grant in ended for address in grant.addresses} - kept
+    if ended:
+        log = AuditLog(audit)
+        try:
+            for grant in ended:
+                log.write(grant_record("revoke", grant, why, by))
+        finally:
+            log.close()
+    delete_now(DEVELOPER_SANDBOX, sorted(closed, key=str))
+    return ended
