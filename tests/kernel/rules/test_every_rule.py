@@ -14,6 +14,7 @@ from tests.kernel.rules.world import (
     AGENT,
     BOX,
     BYSTANDER,
+    CONSOLE_PORT,
     DNS_PORT,
     FAMILIES,
     GATEWAY,
@@ -293,6 +294,21 @@ def _cases() -> Iterator[Case]:
                   f"{v}", logged(dial("host", AGENT, unknown, 8443)), [(1, BLOCKED, unknown)])  # fmt: skip
         yield one("agent-egress", "goto refuse", f"{v}", dial("host", AGENT, unknown, 8443), REFUSED)
 
+        paused_uid = {"paused_uids": ((AGENT, AGENT),)}
+        paused_box = {"paused_sources": (ipaddress.ip_network(BOX[v]),)}
+        yield one("to-proxy", "meta skuid @paused-uids tcp dport $proxy_ports redirect to :$proxy_port", f"{v}",
+                  dial("host", AGENT, good, 443), "proxy", **paused_uid)  # fmt: skip
+        yield one("to-proxy",
+                  f"{ip} saddr @paused-sources{suffix} tcp dport $proxy_ports redirect to :$proxy_port", "",
+                  dial("box", 0, good, 443), "proxy", **paused_box)  # fmt: skip
+        # On a port that is not redirected, the kernel alone refuses.
+        yield one("agent-permitted", "meta skuid @paused-uids return", f"{v}",
+                  dial("host", AGENT, good, 443), REFUSED, proxy_ports=(80,), **paused_uid)  # fmt: skip
+        yield one("agent-permitted", f"iifname @agent-links {ip} saddr @paused-sources{suffix} return", "",
+                  dial("box", 0, good, 443), REFUSED, proxy_ports=(80,), **paused_box)  # fmt: skip
+        yield one("proxy-permitted", "tcp sport $console_port ct direction reply fib daddr type local accept", f"{v}",
+                  dial("host", BYSTANDER, local, CONSOLE_PORT), "proxy")  # fmt: skip
+
         nameservers = f"{ip} daddr . th dport @nameservers{suffix} return"
         yield one("agent-permitted", nameservers, "tcp",
                   dial("host", AGENT, local, LOCAL_NAMESERVER_PORT), REFUSED)  # fmt: skip
@@ -322,7 +338,7 @@ def _cases() -> Iterator[Case]:
         yield one("agent-loopback-permitted", "ct direction original ct status dnat udp dport $dns_port accept",
                   f"{v}", ask("host", AGENT, unknown, 53), "proxy")  # fmt: skip
         # The input hook would refuse it too, but nobody would hear of it.
-        for port, probe in ((PROXY_PORT, dial), (DNS_PORT, dial), (DNS_PORT, ask)):
+        for port, probe in ((PROXY_PORT, dial), (DNS_PORT, dial), (DNS_PORT, ask), (CONSOLE_PORT, dial)):
             yield one("agent-loopback-permitted", "th dport { $proxy_port, $dns_port, $console_port } return",
                       f"{probe.__name__} {port} {v}",
                       logged(probe("host", AGENT, local, port)), [(1, BLOCKED, local)])  # fmt: skip
