@@ -35,6 +35,7 @@ from egress_policy.denial import Deny, DenyCode, Failure, FailureCode, Refusal
 from egress_policy.destination import Destination, InvalidHostError, parse_name
 from egress_policy.firewall import FirewallError
 from egress_policy.http_request import AccessRequest, RequestHead, is_websocket, read_request
+from egress_policy.journal import keep_telling
 from egress_policy.kernel_reports import Group, KernelReports, senders_of
 from egress_policy.ledger import LiveGrant
 from egress_policy.nflog import KernelLog
@@ -141,6 +142,7 @@ class Scope:
             asyncio.create_task(self._or_exit(work))
             for work in (
                 started.authorizer.end_in_time(),
+                keep_telling(lambda: started.audit.newest),
                 _remove_default_addons(),
                 self._follow_kernel(),
                 self._follow_policy(),

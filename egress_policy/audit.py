@@ -4,6 +4,7 @@ The file may be rotated away at any time (renamed, compressed, removed); writing
 takes the rotated files in too.
 """
 
+import fcntl
 import gzip
 import io
 import logging
@@ -20,17 +21,22 @@ from pathlib import Path
 
 import msgspec
 
+from egress_policy.audit_chain import BEGINNING, digest, linked
+
 STANDARD_OUTPUT = "-"
 
 _MODE = 0o640
 # O_NONBLOCK: to open a named pipe that nobody reads must fail, not hang.
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
 _LONGEST = 1024
+_TAIL = 16 * 1024
 _LONGEST_PATH = 2048
 _LONGEST_REASON = 200
 # What logrotate(8) adds to a name: `.1`, `.2.gz`, and with `dateext` `-20260131` or `-20260131-1700000000.gz`.
 _ROTATED = r"[.-]\d[\d.-]*"
 
+# What bytes raise that are no record; msgspec lets pass on what is not UTF-8.
+_NO_RECORD = (msgspec.DecodeError, UnicodeDecodeError)
 # What a file raises that is no whole gzip file; gzip.BadGzipFile is an OSError.
 _UNREADABLE = (OSError, EOFError, zlib.error)
 
@@ -45,7 +51,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One line of the log; a field that does not apply is absent.
 
     `time` and `expires` are RFC 3339 in UTC, as timestamp() writes them; `ttl` is in seconds, `path` without
-    the query, `claimed_agent` what the scope field says of itself.
+    the query, `claimed_agent` what the scope field says of itself, `by` the person who brought it about, `chain`
+    the hash of the line before (audit_chain.py), which the log adds.
     """
 
     time: str
@@ -70,6 +77,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     ttl: int | None = None
     expires: str | None = None
     by: str | None = None
+    chain: str | None = None
 
 
 _encoder = msgspec.json.Encoder()
@@ -100,25 +108,29 @@ class AuditLog:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._torn = False
+        self.newest = BEGINNING
+        self._end = 0
         self._file = os.dup(1) if path == STANDARD_OUTPUT else self._open()
+        if path != STANDARD_OUTPUT:
+            self._begin()
 
     def write(self, record: Record) -> None:
         """Append one record as one line. Raises AuditError; the record then does not count as written.
 
-        It is one write(2) on a file opened with O_APPEND, so several processes may share the file.
+        It is one write(2), under a lock: several processes may share the file, and the chain is one.
         """
-        line = _encoder.encode(_bounded(record)) + b"\n"
+        encoded = _encoder.encode(_bounded(record))
         try:
-            # What is left of a line that was cut short is closed off, so that this one stands on its own.
-            if self._follow_rotation() or self._torn:
-                line = b"\n" + line
-            written = os.write(self._file, line)
+            if self.path == STANDARD_OUTPUT:
+                line, written, wanted = self._print(encoded)
+            else:
+                line, written, wanted = self._append(encoded)
         except OSError as error:
             raise AuditError(f"cannot write the audit log {self.path}: {_reason(error)}") from error
-        self._torn = written < len(line)
-        if self._torn:
+        if written < wanted:
+            self._end = -1
             raise AuditError(f"cannot write the audit log {self.path}: the disk took half a line; make room")
+        self.newest = digest(line)
 
     def close(self) -> None:
         """Close the file."""
@@ -130,19 +142,60 @@ class AuditLog:
         except OSError as error:
             raise AuditError(f"cannot open the audit log {self.path}: {_reason(error)}") from error
 
-    def _follow_rotation(self) -> bool:
-        """Make sure that the open file is the one at the path, and tell whether it ends amid a line."""
-        if self.path == STANDARD_OUTPUT:
-            return False
-        ours = os.fstat(self._file)
-        if not _is_at(self.path, ours):
+    def _print(self, encoded: bytes) -> tuple[bytes, int, int]:
+        closing = b"\n" if self._end < 0 else b""
+        line = linked(encoded, self.newest)
+        wanted = len(closing) + len(line) + 1
+        written = os.write(self._file, b"%s%s\n" % (closing, line))
+        self._end = 0
+        if written < wanted:
+            self.newest = digest(line[: written - len(closing)])
+        return line, written, wanted
+
+    def _append(self, encoded: bytes) -> tuple[bytes, int, int]:
+        ours = self._lock()
+        try:
+            # What is left of a line that was cut short is closed off, so that this one stands on its own.
+            closing = b""
+            if ours.st_size != self._end and stat.S_ISREG(ours.st_mode):
+                closing = self._catch_up(ours.st_size)
+            line = linked(encoded, self.newest)
+            wanted = len(closing) + len(line) + 1
+            written = os.write(self._file, b"%s%s\n" % (closing, line))
+            self._end = ours.st_size + written
+            return line, written, wanted
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def _lock(self) -> os.stat_result:
+        """Lock the file that is at the path now: it may have been rotated away, even while the lock was waited for."""
+        while True:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            ours = os.fstat(self._file)
+            if _is_at(self.path, ours):
+                return ours
             reopened = self._open()
             os.close(self._file)
-            self._file, self._torn = reopened, False
-            ours = os.fstat(reopened)
-        if not stat.S_ISREG(ours.st_mode) or not ours.st_size:
-            return False
-        return os.pread(self._file, 1, ours.st_size - 1) != b"\n"
+            self._file, self._end = reopened, 0
+
+    def _catch_up(self, size: int) -> bytes:
+        """Find the last line, which somebody else wrote, and return what closes it off."""
+        if not size:
+            return b""
+        last = last_line(self._file, size)
+        self.newest = digest(last.removesuffix(b"\n"))
+        return b"" if last.endswith(b"\n") else b"\n"
+
+    def _begin(self) -> None:
+        """Continue the chain of the newest rotated file, where ours is empty."""
+        if os.fstat(self._file).st_size:
+            self._end = -1
+            return
+        for file in reversed(rotated_in_order(Path(self.path))):
+            line = newest_line(file)
+            if line is not None:
+                self.newest = digest(line)
+                return
 
 
 def read_records(path: str, since: datetime | None = None) -> Iterator[Record]:
@@ -156,8 +209,50 @@ def read_records(path: str, since: datetime | None = None) -> Iterator[Record]:
         return
     earliest = "" if since is None else timestamp(since)
     with ExitStack() as stack:
-        for file in sorted(_open_all(Path(path), since, stack), key=lambda file: file.begins):
+        for file in sorted(_open_all(Path(path), since, stack), key=_order):
             yield from (record for record in _read(file) if record.time >= earliest)
+
+
+def read_lines(path: str) -> Iterator[tuple[str, int, bytes]]:
+    """Yield every line of a log and its rotated files as file, number (from 1) and bytes, oldest file first.
+
+    Raises AuditError if a file cannot be read.
+    """
+    with ExitStack() as stack:
+        for file in sorted(_open_all(Path(path), None, stack), key=_order):
+            file.lines.seek(0)
+            try:
+                for number, line in enumerate(file.lines, start=1):
+                    yield str(file.path), number, line.rstrip(b"\n")
+            except _UNREADABLE as error:
+                raise AuditError(f"{file.path} cannot be read to its end: {error}") from None
+
+
+def rotated_in_order(path: Path) -> list[Path]:
+    """List the rotated files of a log, by the time of their last change. Raises AuditError."""
+    return sorted(_rotated(path), key=_changed)
+
+
+def newest_line(path: Path) -> bytes | None:
+    """Return the last line of a rotated file, without its end; None where it has none, or cannot be read."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            last = None
+            for line in file:
+                last = line
+    except _UNREADABLE:
+        return None
+    return None if last is None else last.rstrip(b"\n")
+
+
+def last_line(file: int, size: int) -> bytes:
+    """Return the last line of an open file of so many bytes (more than none), with its end where it has one."""
+    tail = b""
+    while size and b"\n" not in tail[:-1]:
+        start = max(0, size - _TAIL)
+        tail = os.pread(file, size - start, start) + tail
+        size = start
+    return tail[tail.rfind(b"\n", 0, -1) + 1 :]
 
 
 def live_grants(records: Iterable[Record], now: datetime) -> dict[str, Record]:
@@ -180,11 +275,16 @@ def live_grants(records: Iterable[Record], now: datetime) -> dict[str, Record]:
 
 @dataclass(frozen=True, slots=True)
 class _LogFile:
-    """An open file of the log; `begins` is the time of its first record."""
+    """An open file of the log; `begins` is the time of its first record, `changed` that of its last change (ns)."""
 
     path: Path
     lines: io.BufferedIOBase
     begins: str
+    changed: int
+
+
+def _order(file: _LogFile) -> tuple[str, int]:
+    return file.begins, file.changed
 
 
 def _open_all(path: Path, since: datetime | None, stack: ExitStack) -> Iterator[_LogFile]:
@@ -204,7 +304,14 @@ def _open_all(path: Path, since: datetime | None, stack: ExitStack) -> Iterator[
         seen.add(inode)
         lines = stack.enter_context(gzip.GzipFile(fileobj=raw)) if candidate.suffix == ".gz" else raw
         written = timestamp(datetime.fromtimestamp(status.st_mtime, UTC))
-        yield _LogFile(candidate, lines, _first_time(lines) or written)
+        yield _LogFile(candidate, lines, _first_time(lines) or written, status.st_mtime_ns)
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _rotated(path: Path) -> list[Path]:
@@ -224,7 +331,7 @@ def _first_time(lines: io.BufferedIOBase) -> str | None:
     try:
         first = _decoder.decode(lines.readline())
         lines.seek(0)
-    except (msgspec.DecodeError, *_UNREADABLE):
+    except (*_NO_RECORD, *_UNREADABLE):
         return None
     return first.time
 
@@ -238,7 +345,7 @@ def _read(file: _LogFile) -> Iterator[Record]:
                 continue
             try:
                 yield _decoder.decode(line)
-            except msgspec.DecodeError as error:
+            except _NO_RECORD as error:
                 _logger.warning("%s:%d: skipped, not an audit record: %s", file.path, number, error)
     except _UNREADABLE as error:
         _logger.warning("%s:%d: the rest cannot be read: %s", file.path, number + 1, error)
@@ -275,7 +382,7 @@ def _printable(text: str) -> str:
 
 def _is_at(path: str, status: os.stat_result) -> bool:
     try:
-        there = Path(path).stat()
+        there = os.stat(path)  # noqa: PTH116 - a third of the time, for every record
     except FileNotFoundError:
         return False
     return (there.st_dev, there.st_ino) == (status.st_dev, status.st_ino)

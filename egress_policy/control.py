@@ -75,7 +75,7 @@ class Handler(web.RequestHandler):
         """Read the request's body. Raises OperationError."""
         try:
             return msgspec.json.decode(self.request.body, type=kind)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise OperationError(400, f"the body is not as it should be: {error}") from None
 
     def selection(self) -> Selection:

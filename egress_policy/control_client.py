@@ -44,7 +44,7 @@ def call(
         response = connection.getresponse()
         text = response.read()
         answer = msgspec.json.decode(text)
-    except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
+    except (OSError, http.client.HTTPException, msgspec.DecodeError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ControlUnreachableError(f"no proxy answers at {control}: {why}") from None
     finally:

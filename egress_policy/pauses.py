@@ -82,7 +82,7 @@ def read_pauses(path: Path | None) -> Pauses:
         return NOTHING
     except OSError as error:
         raise PausesError(f"{path} cannot be read, and says what is paused: {error.strerror}") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise PausesError(f"{path} says what is paused, and cannot be understood: {error}") from None
 
 

@@ -24,6 +24,7 @@ from egress_policy.audit import (
     read_records,
     timestamp,
 )
+from egress_policy.audit_chain import BEGINNING
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 LATER = timestamp(NOW + timedelta(hours=1))
@@ -92,7 +93,7 @@ def test_a_record_is_one_line_of_json_in_the_contracts_order(path: Path) -> None
     assert text.count("\n") == 1
     in_order = (
         "time, event, id, agent, uid, source, scope, intent, claimed_agent, reason, method, host, port, path, "
-        "addresses, trust, outcome, code, detail, ttl, expires"
+        "addresses, trust, outcome, code, detail, ttl, expires, chain"
     )
     assert ", ".join(json.loads(text)) == in_order
 
@@ -103,6 +104,7 @@ def test_a_field_that_does_not_apply_is_absent(path: Path) -> None:
         "time": "2026-03-01T12:00:00.000Z",
         "event": "decision",
         "id": "1",
+        "chain": BEGINNING,
     }
 
 
@@ -173,7 +175,7 @@ def test_a_dash_is_standard_output() -> None:
         "from egress_policy.audit import *; AuditLog('-').write(Record(time='', event='decision', id='1'))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == {"time": "", "event": "decision", "id": "1"}
+    assert json.loads(done.stdout) == {"time": "", "event": "decision", "id": "1", "chain": BEGINNING}
     assert list(read_records("-")) == []
 
 

@@ -6,6 +6,7 @@ import click
 
 from egress_policy.cli.apply import apply
 from egress_policy.cli.approvals import approvals, approve, decline
+from egress_policy.cli.audit import audit
 from egress_policy.cli.check import check
 from egress_policy.cli.doctor import doctor
 from egress_policy.cli.explain import explain
@@ -24,7 +25,20 @@ def commands() -> None:
     """Lets AI agents out to the destinations that a policy permits."""
 
 
-for _command in (check, apply, explain, grants, revoke, pause, resume, approvals, approve, decline, doctor):
+for _command in (
+    check,
+    apply,
+    explain,
+    grants,
+    revoke,
+    pause,
+    resume,
+    audit,
+    approvals,
+    approve,
+    decline,
+    doctor,
+):
     commands.add_command(_command)
 
 
