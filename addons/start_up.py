@@ -12,6 +12,7 @@ from pathlib import Path
 from mitmproxy import options
 
 from egress_policy.accounts import AccountError, proxy_uid, resolve_agents
+from egress_policy.approvals import still_valid
 from egress_policy.audit import AuditError, AuditLog, read_records
 from egress_policy.authorizer import Authorizer
 from egress_policy.caller import Callers
@@ -30,7 +31,7 @@ from egress_policy.known_good import KnownGoodNames
 from egress_policy.ledger import LiveGrant
 from egress_policy.live_grants import match
 from egress_policy.pauses import PausesError, pauses_file, read_pauses
-from egress_policy.policy import Policy
+from egress_policy.policy import MAX_TTL, Policy
 from egress_policy.policy_file import load
 from egress_policy.policy_source import PolicyFileError
 from egress_policy.records import policy_record
@@ -152,9 +153,12 @@ def _check_authority(confdir: Path) -> None:
 
 def _take_over(authorizer: Authorizer, path: str) -> None:
     """Enter the grants that the kernel still holds and the log explains; close what it does not explain."""
-    records = () if path == "-" else read_records(path)
+    now = datetime.now(UTC)
+    for decided, left in still_valid(read_records(path, now - MAX_TTL), now):
+        authorizer.approvals.restore(decided, left)
+    records = read_records(path)
     held = list_elements(DEVELOPER_SANDBOX)
-    grants, unexplained = match(records, held, datetime.now(UTC))
+    grants, unexplained = match(records, held, now)
     for one in grants:
         authorizer.take_over(one.grant, one.remaining)
     delete_now(DEVELOPER_SANDBOX, [(one.address, one.port) for one in unexplained])

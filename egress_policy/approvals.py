@@ -1,12 +1,13 @@
 """What waits for a person's approval, and what a person decided. Times are seconds of a monotonic clock."""
 
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
-from egress_policy.audit import Record
+from egress_policy.audit import Record, parse_timestamp
 from egress_policy.decision import Answer, Key
+from egress_policy.destination import Destination, parse_host
 
 MAX_PENDING = 100
 """Of one scope: an agent cannot bury its owner in questions; the oldest makes room."""
@@ -37,6 +38,38 @@ class Decided:
     once: bool
     by: str
     until: float
+
+
+def still_valid(records: Iterable[Record], now: datetime) -> list[tuple[Decided, float]]:
+    """Find the decisions on record that still hold, and for how many seconds.
+
+    Whether an approval for one request was used up the log does not say for sure: it does not come back. `until` of
+    what is returned is not set.
+    """
+    found: dict[Key, tuple[Decided, float]] = {}
+    for record in records:
+        if record.event not in {"approval", "revoke"} or record.host is None or record.port is None:
+            continue
+        host = f"[{record.host}]" if ":" in record.host else record.host
+        key = (
+            record.agent or "",
+            record.scope or "",
+            record.intent,
+            Destination(parse_host(host), record.port),
+        )
+        if record.event == "revoke":
+            # A person who takes a grant back takes the approval too; the end of a time does not.
+            if record.by is not None:
+                found.pop(key, None)
+            continue
+        is_approved = record.outcome == "permit"
+        left = (parse_timestamp(record.expires) - now).total_seconds() if record.expires else 0.0
+        if left > 0 and not (is_approved and record.ttl == 0):
+            found[key] = (
+                Decided(record.id or "", key, is_approved, once=False, by=record.by or "", until=0.0),
+                left,
+            )
+    return list(found.values())
 
 
 class Approvals:
@@ -87,9 +120,10 @@ class Approvals:
         self._pending.pop(pending.key, None)
         self._decided[pending.key] = decided
 
-    def restore(self, decided: Decided) -> None:
-        """Enter a decision that was made before the proxy started."""
-        self._decided[decided.key] = decided
+    def restore(self, decided: Decided, left: float | None = None) -> None:
+        """Enter a decision again; with `left` it holds for so many seconds from now on."""
+        until = decided.until if left is None else self._clock() + left
+        self._decided[decided.key] = replace(decided, until=until)
 
     def take(self, key: Key) -> Decided | None:
         """Use up an approval that holds for one request, before another request finds it."""

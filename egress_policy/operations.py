@@ -177,10 +177,9 @@ class Operations:
             raise OperationError(403, "an agent never approves: an operator or the scope's owner does")
         seconds = DURATIONS[duration]
         expires = datetime.now(UTC) + timedelta(seconds=seconds)
-        detail = f"{'approved' if is_approved else 'declined'} for {duration}"
         try:
             self._audit.write(
-                approval_record(waiting.id, waiting.key, is_approved, rights.name, expires, detail)
+                approval_record(waiting.id, waiting.key, is_approved, rights.name, expires, duration)
             )
         except AuditError as error:
             raise OperationError(503, str(error)) from None

@@ -85,9 +85,9 @@ def grant_record(event: str, grant: Grant, detail: str | None = None, by: str | 
 
 
 def approval_record(
-    approval_id: str, key: Key, is_approved: bool, by: str, expires: datetime, detail: str
+    approval_id: str, key: Key, is_approved: bool, by: str, expires: datetime, duration: str
 ) -> Record:
-    """Describe a person's decision on a destination that needs one."""
+    """Describe a person's decision on a destination that needs one; a `ttl` of 0 is for one request."""
     agent, scope, intent, destination = key
     return Record(
         time=timestamp(datetime.now(UTC)),
@@ -99,7 +99,8 @@ def approval_record(
         host=str(destination.host),
         port=destination.port,
         outcome="permit" if is_approved else "deny",
-        detail=detail,
+        detail=f"{'approved' if is_approved else 'declined'} for {duration}",
+        ttl=0 if duration == "once" else None,
         expires=timestamp(expires),
         by=by,
     )

@@ -1,19 +1,25 @@
 """`egress-policy grants`: what is open now, for whom and for how long."""
 
 import json
+import os
 import sys
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 
 from egress_policy.audit import AuditError, read_records, timestamp
-from egress_policy.cli.options import audit_option, json_option, policy_option
+from egress_policy.cli.options import audit_option, control_option, json_option, policy_option
+from egress_policy.control_client import ControlRefusedError, ControlUnreachableError, call
 from egress_policy.firewall import DEVELOPER_SANDBOX, Element, FirewallError, list_elements
 from egress_policy.live_grants import HeldGrant, match
+
+_INTERVAL = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +37,49 @@ class _Row:
 
 
 @click.command(epilog="Example: egress-policy grants --json | jq '.[].host'")
+@click.option("--follow", is_flag=True, help="A live view; Ctrl-C ends it.")
 @audit_option
 @policy_option
+@control_option
 @json_option
-def grants(audit: str, policy: Path, as_json: bool) -> None:
+def grants(audit: str, policy: Path, control: Path, follow: bool, as_json: bool) -> None:
     """List the live grants: what the kernel holds open, and whose it is.
 
-    The kernel's set is what counts. The audit log adds the agent; where it cannot be read, the element's own
-    comment still names the grant, the scope and the host.
+    Root reads the kernel's set, which is what counts, whether the proxy runs or not. Others ask the proxy, and see
+    their own.
     """
     del policy  # every command takes it; what is live is the kernel's to say
+    if follow and as_json:
+        raise click.UsageError("--follow is for people, --json for programs: use one of them")
+    if follow:
+        with Live(console=Console(), auto_refresh=False, screen=sys.stdout.isatty()) as live:
+            while True:
+                live.update(_table(_rows(audit, control)), refresh=True)
+                time.sleep(_INTERVAL)
+    rows = _rows(audit, control)
+    if as_json:
+        json.dump([_as_dict(row) for row in rows], sys.stdout, indent=2)
+        click.echo()
+    elif rows:
+        Console(soft_wrap=False).print(_table(rows))
+    else:
+        click.echo("No live grants.")
+
+
+def _rows(audit: str, control: Path) -> list[_Row]:
+    rows = _of_kernel(audit) if os.geteuid() == 0 else _of_proxy(control)
+    return sorted(rows, key=lambda row: row.remaining)
+
+
+def _of_proxy(control: Path) -> list[_Row]:
+    try:
+        listed = call(control, "GET", "/v1/grants")
+    except (ControlRefusedError, ControlUnreachableError) as error:
+        raise click.ClickException(str(error)) from None
+    return [_Row(**{name: one[name] for name in _Row.__slots__}) for one in listed]
+
+
+def _of_kernel(audit: str) -> list[_Row]:
     now = datetime.now(UTC)
     try:
         held = list_elements(DEVELOPER_SANDBOX)
@@ -51,13 +90,7 @@ def grants(audit: str, policy: Path, as_json: bool) -> None:
     except AuditError as error:
         click.echo(f"egress-policy: {error}; agents are not shown", err=True)
         live, unexplained = [], held
-    rows = [*(_of_grant(one) for one in live), *(_of_element(element, now) for element in unexplained)]
-    rows.sort(key=lambda row: row.remaining)
-    if as_json:
-        json.dump([_as_dict(row) for row in rows], sys.stdout, indent=2)
-        click.echo()
-    else:
-        _print(rows)
+    return [*(_of_grant(one) for one in live), *(_of_element(element, now) for element in unexplained)]
 
 
 def _of_grant(held: HeldGrant) -> _Row:
@@ -92,10 +125,7 @@ def _as_dict(row: _Row) -> dict[str, object]:
     return {name: getattr(row, name) for name in _Row.__slots__}
 
 
-def _print(rows: list[_Row]) -> None:
-    if not rows:
-        click.echo("No live grants.")
-        return
+def _table(rows: list[_Row]) -> Table:
     table = Table(box=None, pad_edge=False)
     for title in ("LEFT", "SCOPE", "AGENT", "HOST", "PORT", "ADDRESSES", "ID"):
         table.add_column(
@@ -105,4 +135,4 @@ def _print(rows: list[_Row]) -> None:
         left = str(timedelta(seconds=row.remaining))
         addresses = " ".join(row.addresses)
         table.add_row(left, row.scope, row.agent or "?", row.host, str(row.port), addresses, row.id[:8])
-    Console(soft_wrap=False).print(table)
+    return table

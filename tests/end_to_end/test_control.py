@@ -1,7 +1,9 @@
 """The control plane, over its socket, by those who may and those who may not."""
 
 import json
+import random
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -275,6 +277,20 @@ def test_what_was_declined_stays_so(lab: Lab) -> None:
     assert not [one for one in pending(lab) if one["host"] == "declined.example"]
 
 
+def test_an_approval_outlives_the_proxy_but_not_one_for_a_request(
+    lab: Lab, running: list[subprocess.Popen[bytes]]
+) -> None:
+    for host, duration in (("kept.example", "1h"), ("single.example", "once")):
+        lab.add_name(host)
+        assert visit(lab, host, field=ASKING) == "pending_approval"
+        (waiting,) = [one for one in pending(lab) if one["host"] == host]
+        ask(lab, "POST", f"/v1/approvals/{waiting['id']}", {"decision": "approve", "for": duration})
+    stop(running)
+    running.append(lab.start_proxy())
+    assert visit(lab, "kept.example", field=ASKING) == "permit"
+    assert visit(lab, "single.example", field=ASKING) == "pending_approval"
+
+
 def test_an_unattended_agent_never_asks(lab: Lab) -> None:
     assert visit(lab, "a.example", BOB, NEVER) == "approval_required"
     assert not [one for one in pending(lab, 0) if one["agent"] == "bob"]
@@ -301,7 +317,7 @@ HOSTILE = {
     "nothing chosen": ("DELETE", "/v1/grants", None, 400),
     "a strange path": ("GET", "/../etc/passwd", None, 404),
     "a strange method": ("TRACE", "/v1/grants", None, 405),
-    "no UTF-8": ("POST", "/v1/pauses", '{"agent": "\\udcff"}', 400),
+    "no UTF-8": ("POST", "/v1/pauses", '{"agent": "\udcff"}', 400),
     "deep nesting": ("POST", "/v1/pauses", "[" * 5000, 400),
 }
 
@@ -319,6 +335,53 @@ def test_bad_requests_are_refused_in_words(lab: Lab, name: str) -> None:
 
 def test_a_web_page_gets_nothing(lab: Lab) -> None:
     assert ask(lab, "GET", "/v1/grants", None, 0, "-H", "Origin: http://evil.example").status == 403
+
+
+def test_kernel_proxy_and_log_agree_after_kills_at_any_moment(
+    lab: Lab, running: list[subprocess.Popen[bytes]]
+) -> None:
+    """Grants and revocations go on while the proxy is killed; afterwards nothing is open that only one of them knows."""
+    order = random.Random(2)
+    hosts = ("a.example", "b.example")
+    for _ in range(6):
+        work = [
+            lab.start(
+                ["curl", "-s", "--max-time", "5", "-H", "X-Agent-Scope: sandbox-alice", f"https://{host}/"],
+                uid=ALICE,
+            )
+            for host in hosts
+        ]
+        if order.random() < 0.7:
+            time.sleep(order.random() * 0.1)
+            ask(lab, "DELETE", f"/v1/grants?host={order.choice(hosts)}")
+        time.sleep(order.random() * 0.1)
+        running[-1].kill()
+        running[-1].wait(10)
+        for one in work:
+            one.wait(10)
+        running.append(lab.start_proxy())
+    in_kernel = {element.split('"')[1].split()[0] for element in held(lab).split(",") if '"' in element}
+    in_proxy = {one["id"] for one in grants(lab)}
+    begun = {one["id"] for one in lab.audit() if one["event"] == "grant"}
+    ended = {one["id"] for one in lab.audit() if one["event"] in {"expire", "revoke"}}
+    assert in_kernel == in_proxy
+    assert in_proxy <= begun - ended
+    verified = lab.egress_policy("audit", "--audit", lab.audit_file, "--verify", "--journal", "/dev/null")
+    assert verified.returncode == 0, verified.stderr
+
+
+@pytest.mark.parametrize("uid", [ALICE, OWNER, OTHER], ids=["agent", "owner", "nobody"])
+def test_grants_are_shown_to_whoever_may_see_them(lab: Lab, uid: int) -> None:
+    """Who is not root cannot read the kernel's sets, and asks the proxy."""
+    visit(lab)
+    command = [sys.executable, "-m", "egress_policy", "grants", "--json"]
+    shown = lab.run([*command, "--control", lab.control_socket, "--audit", lab.audit_file], uid=uid)
+    if uid == OTHER:
+        assert (shown.returncode, "no operator" in shown.stderr) == (1, True)
+    else:
+        (grant,) = json.loads(shown.stdout)
+        assert list(grant) == ["id", "scope", "agent", "host", "addresses", "port", "expires", "remaining"]
+        assert grant["agent"] == "alice"
 
 
 def test_the_commands_do_without_a_proxy(lab: Lab, running: list[subprocess.Popen[bytes]]) -> None:
