@@ -8,7 +8,7 @@ checked := egress_policy addons $(wildcard deploy/demo tests benchmarks)
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench schema lock clean set-up set-up-python
+.PHONY: help demo test check bench schema golden lock clean set-up set-up-python
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -30,6 +30,12 @@ bench: set-up ## side by side with what a user would pick instead; as root
 schema: set-up-python ## write the policy file's JSON Schema anew, from the types
 	@$(python) -m egress_policy.policy_schema > policy.schema.json.new
 	@mv policy.schema.json.new egress_policy/policy.schema.json
+
+golden: set-up-python ## write the exports' golden files anew, to be read as a diff
+	@for target in networkpolicy cilium istio; do \
+	    $(python) -m egress_policy export $$target --namespace agents --policy tests/export/golden/policy.yaml \
+	        > tests/export/golden/$$target.yaml 2>/dev/null || exit 1; \
+	done
 
 lock: ## pin the dependencies of pyproject.toml anew (needs uv); LOCK=--upgrade takes the newest
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --extra dev --universal \

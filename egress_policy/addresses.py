@@ -29,6 +29,31 @@ _NOT_PUBLIC: tuple[tuple[Network, str], ...] = (
     (ipaddress.IPv6Network("ff00::/8"), "multicast"),
 )
 
+# What `is_global` adds to these, of IPv4 (IANA's special-purpose registry), and what is outside global unicast.
+_NOT_GLOBAL: tuple[Network, ...] = (
+    *map(
+        ipaddress.IPv4Network,
+        (
+            "0.0.0.0/8",
+            "10.0.0.0/8",
+            "127.0.0.0/8",
+            "169.254.0.0/16",
+            "172.16.0.0/12",
+            "192.0.2.0/24",
+            "192.168.0.0/16",
+            "198.51.100.0/24",
+            "203.0.113.0/24",
+            "240.0.0.0/4",
+        ),
+    ),
+    *map(ipaddress.IPv6Network, ("::/3", "4000::/2", "8000::/1")),
+)
+
+
+def not_public_networks() -> tuple[Network, ...]:
+    """List every address that is not public, as networks; some lie inside another."""
+    return (*_NOT_GLOBAL, *(network for network, _ in _NOT_PUBLIC))
+
 
 def why_not_public(address: Address) -> str | None:
     """Say why an address is not one of the public internet, or None if it is."""

@@ -207,9 +207,9 @@ class Trust:
                 inner = (
                     other.network
                     for other in others
-                    if port in other.ports and _inside(other.network, entry.network)
+                    if port in other.ports and is_inside(other.network, entry.network)
                 )
-                direct.extend((network, port) for network in _without(entry.network, inner))
+                direct.extend((network, port) for network in without(entry.network, inner))
         return direct
 
     def direct_names(self) -> list[tuple[str, int]]:
@@ -257,7 +257,8 @@ def _is_direct(entry: Entry) -> bool:
     return entry.level == KNOWN_GOOD and entry.inspection is Inspection.NONE
 
 
-def _inside(inner: Network, outer: Network) -> bool:
+def is_inside(inner: Network, outer: Network) -> bool:
+    """Tell whether a network is part of another, or all of it."""
     if isinstance(inner, ipaddress.IPv4Network) and isinstance(outer, ipaddress.IPv4Network):
         return inner.subnet_of(outer)
     if isinstance(inner, ipaddress.IPv6Network) and isinstance(outer, ipaddress.IPv6Network):
@@ -265,15 +266,15 @@ def _inside(inner: Network, outer: Network) -> bool:
     return False
 
 
-def _without(network: Network, holes: Iterable[Network]) -> list[Network]:
+def without(network: Network, holes: Iterable[Network]) -> list[Network]:
     """Cut networks that lie inside out of one."""
     rest: list[Network] = [network]
     for hole in holes:
         remaining: list[Network] = []
         for part in rest:
-            if _inside(hole, part):
-                remaining.extend(part.address_exclude(hole))  # type: ignore[arg-type]  # same version: _inside
-            elif not _inside(part, hole):
+            if is_inside(hole, part):
+                remaining.extend(part.address_exclude(hole))  # type: ignore[arg-type]  # same version: is_inside
+            elif not is_inside(part, hole):
                 remaining.append(part)
         rest = remaining
     return rest

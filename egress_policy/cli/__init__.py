@@ -10,6 +10,7 @@ from egress_policy.cli.audit import audit
 from egress_policy.cli.check import check
 from egress_policy.cli.doctor import doctor
 from egress_policy.cli.explain import explain
+from egress_policy.cli.export import export
 from egress_policy.cli.grants import grants
 from egress_policy.cli.pause import pause, resume
 from egress_policy.cli.revoke import revoke
@@ -38,6 +39,7 @@ for _command in (
     approve,
     decline,
     doctor,
+    export,
 ):
     commands.add_command(_command)
 
@@ -48,7 +50,9 @@ def main() -> None:
         status = commands.main(prog_name="egress-policy", standalone_mode=False)
     except click.UsageError as error:
         place = error.ctx.command_path if error.ctx is not None else "egress-policy"
-        _end(f"{error.format_message().rstrip('.')} (see `{place} --help`)", 2)
+        # Click lists a missing argument's choices one a line.
+        message = " ".join(error.format_message().split())
+        _end(f"{message.rstrip('.')} (see `{place} --help`)", 2)
     except click.ClickException as error:
         _end(error.format_message(), error.exit_code)
     except click.exceptions.Abort:
