@@ -29,6 +29,7 @@ PURE = {
     "grant",
     "http_request",
     "policy",
+    "reachability",
     "scope",
 }
 # What they may import besides each other. A library is added here once it is known to do no I/O.
@@ -57,6 +58,7 @@ ROOMS = {
     "click": {"cli"},
     "rich": {"cli"},
     "yaml": {"export", "policy_document", "policy_file", "policy_source"},
+    "yaml": {"policy_document", "policy_edit", "policy_file", "policy_source"},
 }
 NETLINK = {"caller", "firewall", "kernel_changes", "nflog", "socket_owner"}
 

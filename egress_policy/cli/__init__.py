@@ -8,11 +8,13 @@ from egress_policy.cli.apply import apply
 from egress_policy.cli.approvals import approvals, approve, decline
 from egress_policy.cli.audit import audit
 from egress_policy.cli.check import check
+from egress_policy.cli.diff import diff
 from egress_policy.cli.doctor import doctor
 from egress_policy.cli.explain import explain
 from egress_policy.cli.export import export
 from egress_policy.cli.grants import grants
 from egress_policy.cli.pause import pause, resume
+from egress_policy.cli.promote import promote
 from egress_policy.cli.revoke import revoke
 
 
@@ -38,6 +40,8 @@ for _command in (
     approvals,
     approve,
     decline,
+    diff,
+    promote,
     doctor,
     export,
 ):
