@@ -57,8 +57,7 @@ ROOMS = {
     "pyroute2": {"firewall", "caller", "socket_owner", "nflog"},
     "click": {"cli"},
     "rich": {"cli"},
-    "yaml": {"export", "policy_document", "policy_file", "policy_source"},
-    "yaml": {"policy_document", "policy_edit", "policy_file", "policy_source"},
+    "yaml": {"export", "policy_document", "policy_edit", "policy_file", "policy_source"},
 }
 NETLINK = {"caller", "firewall", "kernel_changes", "nflog", "socket_owner"}
 
