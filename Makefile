@@ -41,6 +41,10 @@ lock: ## pin the dependencies of pyproject.toml anew (needs uv); LOCK=--upgrade 
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --extra dev --universal \
 	    --python-version 3.12 --generate-hashes --no-emit-index-url --no-emit-find-links --quiet \
 	    $(LOCK) --output-file constraints.txt
+	# The image holds what runs, and setuptools to install it: the same versions.
+	echo 'setuptools' | UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml - --universal \
+	    --python-version 3.12 --generate-hashes --no-emit-index-url --no-emit-find-links --quiet \
+	    --constraint constraints.txt --no-annotate --output-file deploy/image/requirements.txt
 
 clean: ## remove what was built and installed here
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -11,7 +11,9 @@ import pytest
 PASSES = "def test_passes(): pass\n"
 SKIPS = "import pytest\n@pytest.mark.skip\ndef test_skips(): pass\n"
 SKIPPED_MODULE = "import pytest\npytest.importorskip('no_such_module')\n"
-COMPLETE = {"kernel/test_a.py": PASSES, "end_to_end/test_b.py": PASSES, "bypass/test_d.py": PASSES}
+COMPLETE = {
+    f"{folder}/test_{folder}.py": PASSES for folder in ("kernel", "end_to_end", "bypass", "kubernetes")
+}
 
 
 def run(folder: Path, tests: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
