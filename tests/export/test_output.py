@@ -154,6 +154,28 @@ def test_without_names_dns_stays_closed(said: Path) -> None:
     assert [rule["ports"][0]["port"] for rule in policy["spec"]["egress"]] == [80]
 
 
+def test_more_exceptions_than_a_rule_may_have_close_it(tmp_path: Path) -> None:
+    """A feed of any size is no reason to open what it names: the network gives way, and what is lost is said."""
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(
+        EVERYTHING_SAID.replace("{cidr: 192.0.2.0/24}", "{cidr: 93.0.0.0/8}, {domain: api.example}").replace(
+            "{cidr: 192.0.2.9}", "{feed: feed.txt}"
+        )
+    )
+    for count, is_open in ((500, True), (501, False)):
+        (tmp_path / "feed.txt").write_text(
+            "".join(f"93.1.{n // 256}.{n % 256}\n" for n in range(0, 2 * count, 2))
+        )
+        done = export("cilium", policy=policy)
+        (spec,) = (one["spec"] for one in objects(done.stdout))
+        assert any("toCIDRSet" in rule for rule in spec["egress"]) is is_open
+        assert any("93.1.0.0/32" in rule["toCIDR"] for rule in spec["egressDeny"]) is is_open
+        assert ("93.0.0.0/8 is left out: 501 known-bad networks lie inside it" in done.stderr) is not is_open
+        assert (
+            "501 known-bad networks are more than one policy may deny (500)" in done.stderr
+        ) is not is_open
+
+
 def test_json_carries_the_losses(said: Path) -> None:
     document = json.loads(export("networkpolicy", "--json").stdout)
     assert set(document) == {"objects", "losses", "notes"}
