@@ -142,7 +142,8 @@ class Scope:
             asyncio.create_task(self._or_exit(work))
             for work in (
                 started.authorizer.end_in_time(),
-                keep_telling(lambda: started.audit.newest),
+                self._operations.follow_pauses(),
+                keep_telling(lambda: started.audit.newest, started.audit.path),
                 _remove_default_addons(),
                 self._follow_kernel(),
                 self._follow_policy(),

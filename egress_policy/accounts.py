@@ -1,6 +1,10 @@
 """Login names to uids: what the policy names, the kernel knows by number."""
 
+import os
 import pwd
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from egress_policy.policy import Agent, Policy
 
@@ -43,6 +47,29 @@ def missing_accounts(policy: Policy) -> list[str]:
     """List the login names of the policy that this host does not have."""
     named = [policy.proxy.user, *(agent.user for agent in policy.agents.values())]
     return sorted({name for name in named if isinstance(name, str) and not _exists(name)})
+
+
+@contextmanager
+def as_owner_of(folder: Path) -> Iterator[None]:
+    """Act, where we are root, with the rights of a folder's owner. Raises OSError.
+
+    The audit log's folder is the proxy's: a link that it put there must not lead root's writing elsewhere, and what
+    root makes there must be the proxy's.
+    """
+    owner = folder.stat()
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        yield
+        return
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
 
 
 def _range_of(agent: Agent) -> tuple[int, int]:

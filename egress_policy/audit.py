@@ -11,12 +11,13 @@ import logging
 import os
 import re
 import stat
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from errno import EACCES, EDQUOT, EFBIG, EISDIR, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS
+from errno import EACCES, EAGAIN, EDQUOT, EFBIG, EISDIR, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 
 import msgspec
@@ -30,6 +31,9 @@ _MODE = 0o640
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
 _LONGEST = 1024
 _TAIL = 16 * 1024
+_PATIENCE = 0.5
+"""Seconds to wait for the lock, which is held for the time of one write."""
+_PAUSE = 0.001
 _LONGEST_PATH = 2048
 _LONGEST_REASON = 200
 # What logrotate(8) adds to a name: `.1`, `.2.gz`, and with `dateext` `-20260131` or `-20260131-1700000000.gz`.
@@ -169,11 +173,22 @@ class AuditLog:
 
     def _lock(self) -> os.stat_result:
         """Lock the file that is at the path now: it may have been rotated away, even while the lock was waited for."""
+        until = time.monotonic() + _PATIENCE
         while True:
-            fcntl.flock(self._file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # Whoever may read the file may lock it: that must not stop everything.
+                if time.monotonic() > until:
+                    raise
+                time.sleep(_PAUSE)
+                continue
             ours = os.fstat(self._file)
             if _is_at(self.path, ours):
                 return ours
+            # Another may have written to the file between our last record and its rotation.
+            if stat.S_ISREG(ours.st_mode) and ours.st_size != self._end:
+                self._catch_up(ours.st_size)
             reopened = self._open()
             os.close(self._file)
             self._file, self._end = reopened, 0
@@ -236,13 +251,17 @@ def rotated_in_order(path: Path) -> list[Path]:
 def newest_line(path: Path) -> bytes | None:
     """Return the last line of a rotated file, without its end; None where it has none, or cannot be read."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            last = None
+        if path.suffix != ".gz":
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                return last_line(file.fileno(), size).removesuffix(b"\n") if size else None
+        last = None
+        with gzip.open(path) as file:
             for line in file:
                 last = line
     except _UNREADABLE:
         return None
-    return None if last is None else last.rstrip(b"\n")
+    return None if last is None else last.removesuffix(b"\n")
 
 
 def last_line(file: int, size: int) -> bytes:
@@ -396,6 +415,8 @@ def _reason(error: OSError) -> str:
             remedy = "give the user that this runs as the right to it"
         case code if code in {ENOENT, ENOTDIR}:
             remedy = "make its folder"
+        case code if code == EAGAIN:
+            remedy = "another process keeps it locked: lslocks(8) shows which"
         case code if code == EISDIR:
             remedy = "name a file, not a folder"
         case _:

@@ -46,13 +46,30 @@ def linked(record: bytes, chain: str) -> bytes:
     return b'%s,"chain":"%s"}' % (record[:-1], chain.encode())
 
 
-class Verification:
-    """What came of following the chain: the number of records, and the hashes of the lines seen."""
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """A hash that was told to somebody else, and when (RFC 3339, as records have it)."""
 
-    def __init__(self, anchored: Iterable[str] = ()) -> None:
+    hash: str
+    time: str
+
+
+class Verification:
+    """What came of following the chain: the number of records, the newest hash, and `begins`, the first one's time.
+
+    `begins` is empty where the first record of all is there.
+    """
+
+    def __init__(self, witnesses: Iterable[Witness] = ()) -> None:
         self.records = 0
         self.newest = BEGINNING
-        self.missing = set(anchored)
+        self.begins = ""
+        self._unseen = {one.hash: one for one in witnesses}
+
+    @property
+    def missing(self) -> list[Witness]:
+        """What a witness was told and no line has: of the time that the log is about."""
+        return [one for one in self._unseen.values() if one.time >= self.begins]
 
     def follow(self, lines: Iterable[tuple[str, int, bytes]]) -> Iterator[Finding]:
         """Yield what is wrong with lines (file, number from 1, bytes), in the order in which they were written."""
@@ -68,15 +85,21 @@ class Verification:
             elif link.chain is None:
                 yield Finding(file, number, "has no hash of the line before it")
             elif before is None and link.chain != BEGINNING:
-                yield Finding(file, number, "is not the first record of all: older files are gone", False)
-                self.missing.discard(link.chain)
+                yield Finding(
+                    file,
+                    number,
+                    f"is not the first record of all: what was before {link.time} is gone",
+                    False,
+                )
+                self.begins = link.time
+                self._unseen.pop(link.chain, None)
             elif before is not None and link.chain != before:
                 yield Finding(
                     file, number, "does not follow the line before it: one was removed, changed or moved"
                 )
             self.records += link is not None
             before = self.newest = digest(line)
-            self.missing.discard(before)
+            self._unseen.pop(before, None)
 
 
 def _decode(line: bytes) -> _Link | None:

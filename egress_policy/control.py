@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, override
 
 import msgspec
-from tornado import httpserver, netutil, web
+from tornado import httpserver, iostream, netutil, web
 
 from egress_policy.accounts import AccountError, resolve_agents
 from egress_policy.operations import OperationError, Operations, Selection
+from egress_policy.pauses import Target, target_of
 from egress_policy.policy import Policy
 from egress_policy.rights import Rights, rights_of
 
@@ -29,6 +30,9 @@ _MAX_HEADER = 16 * 1024
 _PATIENCE = 10.0
 """Seconds that a peer may take over a request, and keep a connection without one."""
 _PEER = struct.Struct("3i")
+
+MOST_CONNECTIONS = 16
+"""Of one user, at once."""
 
 _logger = logging.getLogger(__name__)
 
@@ -61,8 +65,7 @@ class Handler(web.RequestHandler):
             raise OperationError(403, f"{self.rights.name} is no operator, owns no scope and is no agent")
 
     def _peer(self) -> Rights:
-        connected: socket.socket = self.request.connection.stream.socket  # type: ignore[union-attr]
-        _, uid, _ = _PEER.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        uid = _peer_uid(self.request.connection.stream)  # type: ignore[union-attr]
         login = None
         with contextlib.suppress(KeyError):
             login = pwd.getpwuid(uid).pw_name
@@ -167,14 +170,12 @@ class Paused(msgspec.Struct, forbid_unknown_fields=True):
     agent: str | None = None
     all: bool = False
 
-    def kind_and_name(self) -> tuple[str, str | None]:
+    def target(self) -> Target:
         """Return which of the three it is. Raises OperationError."""
-        given: list[tuple[str, str | None]] = [("scope", self.scope)] if self.scope else []
-        given += [("agent", self.agent)] if self.agent else []
-        given += [("all", None)] if self.all else []
-        if len(given) != 1:
-            raise OperationError(400, "say one of scope, agent, and all")
-        return given[0]
+        try:
+            return target_of(self.scope, self.agent, self.all)
+        except ValueError as error:
+            raise OperationError(400, str(error)) from None
 
 
 class PausesHandler(Handler):
@@ -182,12 +183,12 @@ class PausesHandler(Handler):
         self.answer(self.operations.pauses(self.rights))
 
     async def post(self) -> None:
-        self.answer(await self.operations.pause(self.rights, *self.body(Paused).kind_and_name()))
+        self.answer(await self.operations.pause(self.rights, self.body(Paused).target()))
 
     async def delete(self) -> None:
         asked = self.only("scope", "agent", "all")
         what = Paused(asked.get("scope"), asked.get("agent"), asked.get("all") == "true")
-        self.answer(await self.operations.resume(self.rights, *what.kind_and_name()))
+        self.answer(await self.operations.resume(self.rights, what.target()))
 
 
 class ApprovalsHandler(Handler):
@@ -252,6 +253,27 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
 )
 
 
+class _Server(httpserver.HTTPServer):
+    """Gives no user more than a few connections: whoever may connect could use up the proxy's file descriptors."""
+
+    @override
+    def handle_stream(self, stream: iostream.IOStream, address: tuple[str, int]) -> None:
+        uid = _peer_uid(stream)
+        if sum(_peer_uid(one.stream) == uid for one in self._connections) >= MOST_CONNECTIONS:
+            stream.close()
+            return
+        super().handle_stream(stream, address)
+
+
+def _peer_uid(stream: iostream.IOStream) -> int:
+    """Return the uid of whoever connected; one that is closed has nobody's."""
+    connected: socket.socket | None = stream.socket
+    if connected is None:
+        return -1
+    _, uid, _ = _PEER.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    return int(uid)
+
+
 def serve(path: Path, operations: Operations, policy: Callable[[], Policy]) -> httpserver.HTTPServer:
     """Serve the API on a socket at `path` until the process ends. Raises ControlError.
 
@@ -264,7 +286,7 @@ def serve(path: Path, operations: Operations, policy: Callable[[], Policy]) -> h
         default_handler_args=arguments,
         log_function=lambda _handler: None,
     )
-    server = httpserver.HTTPServer(
+    server = _Server(
         application,
         max_body_size=_MAX_BODY,
         max_header_size=_MAX_HEADER,

@@ -198,7 +198,11 @@ def intent_denies(policy: Policy, permit: Permit | None, level: str) -> Deny | N
     if permit is None or permit.intent is None:
         return Deny(DenyCode.TRUST_NOT_ALLOWED, f"a known-good name does not open addresses that are {level}")
     rule = _rule_for(policy, permit.intent, level, permit.request)
-    return rule if isinstance(rule, Deny) else None
+    if isinstance(rule, Deny):
+        return rule
+    if rule.needs_approval and permit.answer is None:
+        return Deny(DenyCode.APPROVAL_REQUIRED, f"intent {permit.intent} needs a person's approval there")
+    return None
 
 
 def _read_scope(request: AccessRequest, agent: Agent) -> Scope | Deny:

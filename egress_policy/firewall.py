@@ -74,7 +74,6 @@ class Ruleset:
     known_good: tuple[tuple[Network, int], ...] = ()
     known_bad: tuple[Network, ...] = ()
     nameservers: tuple[Socket, ...] = ()
-    console_port: int = 8081
     paused_uids: tuple[Range, ...] = ()
     paused_sources: tuple[Network, ...] = ()
 
@@ -96,7 +95,6 @@ def compose(ruleset: Ruleset) -> str:
         f"define proxy_uid = {ruleset.proxy_uid}\n"
         f"define proxy_port = {ruleset.proxy_port}\n"
         f"define dns_port = {ruleset.dns_port}\n"
-        f"define console_port = {ruleset.console_port}\n"
         f"define proxy_ports = {{ {ports} }}\n"
     )
     return definitions + _RULESET.read_text() + "".join(_elements(ruleset))

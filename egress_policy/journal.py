@@ -10,10 +10,14 @@ import logging
 import socket
 import subprocess
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
+from egress_policy.audit import timestamp
+from egress_policy.audit_chain import Witness
+
 SOCKET = Path("/run/systemd/journal/socket")
-_FIELD = "EGRESS_POLICY_CHAIN"
+_HASH, _LOG = "EGRESS_POLICY_CHAIN", "EGRESS_POLICY_LOG"
 _INTERVAL = 60.0
 """Seconds between two messages, where something was written in between."""
 
@@ -24,13 +28,14 @@ class JournalError(Exception):
     """The journal cannot be read: the message says why."""
 
 
-def tell(newest: str, journal: Path = SOCKET) -> None:
-    """Put a hash into the journal. Raises OSError."""
+def tell(newest: str, log: str, journal: Path = SOCKET) -> None:
+    """Put the newest hash of a log into the journal. Raises OSError."""
     fields = {
         "MESSAGE": f"the audit log's newest record has the hash {newest}",
         "PRIORITY": "6",
         "SYSLOG_IDENTIFIER": "egress-policy",
-        _FIELD: newest,
+        _HASH: newest,
+        _LOG: str(Path(log).absolute()),
     }
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         sender.setblocking(False)
@@ -38,7 +43,7 @@ def tell(newest: str, journal: Path = SOCKET) -> None:
 
 
 async def keep_telling(
-    newest: Callable[[], str], journal: Path = SOCKET, interval: float = _INTERVAL
+    newest: Callable[[], str], log: str, journal: Path = SOCKET, interval: float = _INTERVAL
 ) -> None:
     """Tell the journal of the newest hash, now and whenever it changed. Runs until cancelled.
 
@@ -49,7 +54,7 @@ async def keep_telling(
         current = newest()
         if current != told:
             try:
-                tell(current, journal)
+                tell(current, log, journal)
                 told, was_heard = current, True
             except OSError as error:
                 if was_heard:
@@ -58,14 +63,14 @@ async def keep_telling(
         await asyncio.sleep(interval)
 
 
-def told(uids: Iterable[int], copy: Path | None = None) -> list[str]:
-    """List the hashes that the journal was told by these users. Raises JournalError.
+def told(uids: Iterable[int], log: str, copy: Path | None = None) -> list[Witness]:
+    """List what the journal was told of a log by these users. Raises JournalError.
 
-    `copy` is a file of what `journalctl -o json` printed, for another machine. The journal itself says who told
-    it (`_UID`): a message of anybody else counts for nothing.
+    `copy` is a file of what `journalctl -o json` printed, for another machine, where the log may have another name.
+    The journal itself says who told it (`_UID`): a message of anybody else counts for nothing.
     """
     try:
-        text = copy.read_text() if copy is not None else _journalctl()
+        text = copy.read_text() if copy is not None else _journalctl(log)
         entries = [json.loads(line) for line in text.splitlines() if line]
     except OSError as error:
         raise JournalError(f"{copy or 'journalctl'} cannot be read: {error.strerror}") from None
@@ -75,14 +80,21 @@ def told(uids: Iterable[int], copy: Path | None = None) -> list[str]:
         ) from None
     trusted = {str(uid) for uid in uids}
     return [
-        entry[_FIELD]
+        Witness(entry[_HASH], _time(entry.get("__REALTIME_TIMESTAMP")))
         for entry in entries
-        if isinstance(entry, dict) and entry.get("_UID") in trusted and isinstance(entry.get(_FIELD), str)
+        if isinstance(entry, dict) and entry.get("_UID") in trusted and isinstance(entry.get(_HASH), str)
     ]
 
 
-def _journalctl() -> str:
-    command = ["journalctl", "--output=json", "--quiet", "--identifier=egress-policy"]
+def _time(microseconds: object) -> str:
+    """Read an entry's time; one without is of no time that could be left out."""
+    if not isinstance(microseconds, str) or not microseconds.isdecimal():
+        return timestamp(datetime.max.replace(tzinfo=UTC))
+    return timestamp(datetime.fromtimestamp(int(microseconds) / 1e6, UTC))
+
+
+def _journalctl(log: str) -> str:
+    command = ["journalctl", "--output=json", "--quiet", f"{_LOG}={Path(log).absolute()}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise JournalError(f"journalctl: {done.stderr.strip() or 'it failed'}")

@@ -55,7 +55,6 @@ def ruleset_of(
         known_good=tuple(policy.trust.direct_networks()),
         known_bad=tuple(policy.trust.known_bad.all_networks()),
         nameservers=nameservers,
-        console_port=policy.proxy.console_port,
         paused_uids=paused_uids,
         paused_sources=paused_sources,
     )

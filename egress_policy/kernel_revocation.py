@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
+from egress_policy.accounts import as_owner_of
 from egress_policy.audit import AuditLog, read_records
 from egress_policy.firewall import DEVELOPER_SANDBOX, delete_now, list_elements
 from egress_policy.grant import Grant
@@ -10,13 +12,18 @@ from egress_policy.live_grants import match
 from egress_policy.records import grant_record
 
 
+def live_in_kernel(audit: str) -> list[Grant]:
+    """List the grants that the kernel holds and the log explains. Raises FirewallError and AuditError."""
+    held = list_elements(DEVELOPER_SANDBOX)
+    return [one.grant for one in match(read_records(audit), held, datetime.now(UTC))[0]]
+
+
 def revoke_in_kernel(audit: str, unwanted: Callable[[Grant], bool], why: str, by: str) -> list[Grant]:
     """Delete the elements of grants that are not wanted, and return these; a proxy that runs follows.
 
-    An element that another live grant needs stays. Raises FirewallError and AuditError.
+    An element that another live grant needs stays. Raises FirewallError, AuditError and OSError.
     """
-    held = list_elements(DEVELOPER_SANDBOX)
-    live = [one.grant for one in match(read_records(audit), held, datetime.now(UTC))[0]]
+    live = live_in_kernel(audit)
     ended = [grant for grant in live if unwanted(grant)]
     kept = {
         (address, grant.destination.port)
@@ -25,12 +32,12 @@ def revoke_in_kernel(audit: str, unwanted: Callable[[Grant], bool], why: str, by
         for address in grant.addresses
     }
     closed = {(address, grant.destination.port) for grant in ended for address in grant.addresses} - kept
+    # Taken back first, whatever becomes of the record.
+    delete_now(DEVELOPER_SANDBOX, sorted(closed, key=str))
     if ended:
-        log = AuditLog(audit)
-        try:
+        with as_owner_of(Path(audit).parent):
+            log = AuditLog(audit)
             for grant in ended:
                 log.write(grant_record("revoke", grant, why, by))
-        finally:
             log.close()
-    delete_now(DEVELOPER_SANDBOX, sorted(closed, key=str))
     return ended

@@ -1,6 +1,7 @@
 """What can be asked of a running proxy: grants, pauses, approvals. Rights are checked here, whoever asks."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -10,16 +11,30 @@ from egress_policy.accounts import AccountError
 from egress_policy.approvals import Decided, Pending
 from egress_policy.audit import AuditError, AuditLog, Record, timestamp
 from egress_policy.authorizer import Authorizer
+from egress_policy.feed_files import signature
 from egress_policy.firewall import FirewallError
 from egress_policy.grant import Grant
 from egress_policy.kernel_policy import pause_in_kernel
 from egress_policy.ledger import LiveGrant
-from egress_policy.pauses import Pause, PausesError, write_pauses
+from egress_policy.pauses import (
+    Pause,
+    Pauses,
+    PausesError,
+    Target,
+    is_of,
+    named,
+    read_pauses,
+    write_pauses,
+)
 from egress_policy.records import approval_record, pause_record
 from egress_policy.rights import Rights
 
 DURATIONS = {"once": 24 * 3600, "15m": 900, "1h": 3600, "24h": 24 * 3600}
 """What an approval may be given for, in seconds; `once` is for one request in that time."""
+_INTERVAL = 0.5
+"""Seconds between two looks at the file of pauses."""
+
+_logger = logging.getLogger(__name__)
 
 
 class OperationError(Exception):
@@ -66,8 +81,33 @@ class Operations:
 
     async def take_back_paused(self) -> None:
         """Take back what is paused and was taken over from the proxy before."""
-        for _, _, pause in self._authorizer.pauses:
+        for _, pause in self._authorizer.pauses:
             await self._authorizer.take_back_paused(pause.by)
+
+    async def follow_pauses(self) -> None:
+        """Do as the file says when another writes it: root without us, or another proxy. Runs until cancelled.
+
+        A file that is gone, or bad, lifts no pause.
+        """
+        seen = None if self._pauses_file is None else signature(self._pauses_file)
+        while self._pauses_file is not None:
+            await asyncio.sleep(_INTERVAL)
+            now = signature(self._pauses_file)
+            if now in (seen, None):
+                continue
+            seen = now
+            async with self._turn:
+                try:
+                    await self._adopt(read_pauses(self._pauses_file))
+                except (PausesError, AccountError, FirewallError) as error:
+                    _logger.error("egress-policy: what is paused may not be: %s", error)
+
+    async def _adopt(self, pauses: Pauses) -> None:
+        authorizer = self._authorizer
+        if pauses != authorizer.pauses:
+            authorizer.pauses = pauses
+            await asyncio.to_thread(pause_in_kernel, authorizer.policy, pauses)
+            await self.take_back_paused()
 
     def grants(self, rights: Rights, selection: Selection) -> list[dict[str, object]]:
         """List the live grants that the peer may see, the first to end first."""
@@ -90,13 +130,14 @@ class Operations:
 
     async def revoke(self, rights: Rights, selection: Selection) -> list[str]:
         """Take grants back, of those that the peer may see; return their ids."""
+        if selection.id is not None:
+            # The beginning of an id stands for one grant, or for none.
+            selection = Selection(id=str(self.grant(rights, selection.id)["id"]))
         revoked = await self._authorizer.revoke(
             lambda grant: grant in selection and rights.may_see(grant.agent, grant.scope),
             "revoked",
             rights.name,
         )
-        if not revoked and selection.id is not None:
-            raise OperationError(404, f"there is no live grant {selection.id}")
         return [grant.id for grant in revoked]
 
     async def shorten(self, rights: Rights, grant_id: str, remaining: float) -> dict[str, object]:
@@ -117,38 +158,42 @@ class Operations:
         """List what is paused, as far as the peer may see it."""
         return [
             {"kind": kind, "name": name, "by": pause.by, "since": pause.since}
-            for kind, name, pause in self._authorizer.pauses
+            for (kind, name), pause in self._authorizer.pauses
             if kind == "all"
             or rights.may_see(name if kind == "agent" else None, name if kind == "scope" else None)
         ]
 
-    async def pause(self, rights: Rights, kind: str, name: str | None) -> dict[str, object]:
-        """Pause: nothing new, and every live grant taken back. What cannot be kept on disk is paused all the same."""
-        self._check_may_pause(rights, kind, name)
+    async def pause(self, rights: Rights, target: Target) -> dict[str, object]:
+        """Pause: nothing new, and every live grant taken back. What cannot be kept, or put on record, is paused too."""
+        self._check_may_pause(rights, target)
         async with self._turn:
             authorizer = self._authorizer
-            authorizer.pauses = authorizer.pauses.changed(
-                kind, name, Pause(rights.name, timestamp(datetime.now(UTC)))
-            )
+            paused = authorizer.pauses.find(target)
+            if paused is None or rights.is_operator:
+                # An owner does not take over what an operator paused, to lift it then.
+                mine = Pause(rights.name, timestamp(datetime.now(UTC)))
+                authorizer.pauses = authorizer.pauses.changed(target, mine)
+            warnings = [await self._in_kernel()]
             revoked = await authorizer.take_back_paused(rights.name)
-            self._write(pause_record("pause", kind, name, rights.name))
-            warning = await self._keep()
-        return {"revoked": [grant.id for grant in revoked], "warning": warning}
+            warnings += [await self._on_disk(), self._on_record(pause_record("pause", target, rights.name))]
+        return {"revoked": [grant.id for grant in revoked], "warning": _joined(warnings)}
 
-    async def resume(self, rights: Rights, kind: str, name: str | None) -> dict[str, object]:
-        """Lift a pause. What an operator paused, only an operator resumes."""
-        self._check_may_pause(rights, kind, name)
+    async def resume(self, rights: Rights, target: Target) -> dict[str, object]:
+        """Lift a pause, once that is on record. What an operator paused, only an operator resumes."""
+        self._check_may_pause(rights, target)
         async with self._turn:
             authorizer = self._authorizer
-            paused = authorizer.pauses.find(kind, name)
+            paused = authorizer.pauses.find(target)
             if paused is None:
-                raise OperationError(404, f"{name or 'everything'} is not paused")
+                raise OperationError(404, f"{named(target)} is not paused")
             if not rights.is_operator and paused.by != rights.name:
                 raise OperationError(403, f"{paused.by} paused it: only an operator resumes it")
-            self._write(pause_record("resume", kind, name, rights.name))
-            authorizer.pauses = authorizer.pauses.changed(kind, name, None)
-            warning = await self._keep()
-        return {"warning": warning}
+            not_on_record = self._on_record(pause_record("resume", target, rights.name))
+            if not_on_record is not None:
+                raise OperationError(503, not_on_record)
+            authorizer.pauses = authorizer.pauses.changed(target, None)
+            warnings = [await self._on_disk(), await self._in_kernel()]
+        return {"warning": _joined(warnings)}
 
     def approvals(self, rights: Rights) -> dict[str, list[dict[str, object]]]:
         """List what waits for a decision, and the decisions that hold."""
@@ -177,12 +222,10 @@ class Operations:
             raise OperationError(403, "an agent never approves: an operator or the scope's owner does")
         seconds = DURATIONS[duration]
         expires = datetime.now(UTC) + timedelta(seconds=seconds)
-        try:
-            self._audit.write(
-                approval_record(waiting.id, waiting.key, is_approved, rights.name, expires, duration)
-            )
-        except AuditError as error:
-            raise OperationError(503, str(error)) from None
+        record = approval_record(waiting.id, waiting.key, is_approved, rights.name, expires, duration)
+        not_on_record = self._on_record(record)
+        if not_on_record is not None:
+            raise OperationError(503, not_on_record)
         once = is_approved and duration == "once"
         decided = Decided(
             waiting.id, waiting.key, is_approved, once, rights.name, authorizer.in_seconds(seconds)
@@ -190,33 +233,38 @@ class Operations:
         authorizer.approvals.decide(waiting, decided)
         return _answered(decided)
 
-    def _check_may_pause(self, rights: Rights, kind: str, name: str | None) -> None:
-        policy = self._authorizer.policy
-        known: dict[str, set[str | None]] = {
-            "all": {None},
-            "scope": {*policy.scopes},
-            "agent": {*policy.agents},
-        }
+    def _check_may_pause(self, rights: Rights, target: Target) -> None:
+        kind, name = target
         if not rights.may_decide(name if kind == "scope" else None):
             raise OperationError(403, "only an operator pauses and resumes, or an owner the own scope")
-        if name not in known[kind]:
-            raise OperationError(404, f"the policy has no {kind} {name}")
+        if not is_of(self._authorizer.policy, target):
+            raise OperationError(404, f"the policy has no {named(target)}")
 
-    async def _keep(self) -> str | None:
-        """Have kernel and disk follow what is paused; say what could not be done."""
-        authorizer = self._authorizer
+    async def _in_kernel(self) -> str | None:
+        """Have the kernel refuse what is paused; say why it could not."""
         try:
-            await asyncio.to_thread(write_pauses, self._pauses_file, authorizer.pauses)
-            await asyncio.to_thread(pause_in_kernel, authorizer.policy, authorizer.pauses)
-        except (PausesError, AccountError, FirewallError) as error:
+            await asyncio.to_thread(pause_in_kernel, self._authorizer.policy, self._authorizer.pauses)
+        except (AccountError, FirewallError) as error:
             return str(error)
         return None
 
-    def _write(self, record: Record) -> None:
+    async def _on_disk(self) -> str | None:
+        try:
+            await asyncio.to_thread(write_pauses, self._pauses_file, self._authorizer.pauses)
+        except PausesError as error:
+            return str(error)
+        return None
+
+    def _on_record(self, record: Record) -> str | None:
         try:
             self._audit.write(record)
         except AuditError as error:
-            raise OperationError(503, str(error)) from None
+            return str(error)
+        return None
+
+
+def _joined(warnings: list[str | None]) -> str | None:
+    return "; ".join(filter(None, warnings)) or None
 
 
 def _shown(live: LiveGrant, left: float) -> dict[str, object]:

@@ -4,12 +4,17 @@ The file is beside the audit log, the one folder that the proxy must be able to 
 """
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from egress_policy.audit import STANDARD_OUTPUT
+from egress_policy.policy import Policy
+
+type Target = tuple[str, str | None]
+"""What is paused: its kind (`all`, `scope`, `agent`) and, of the last two, its name."""
 
 
 class PausesError(Exception):
@@ -42,19 +47,20 @@ class Pauses(msgspec.Struct, frozen=True):
         """Tell whether a grant of this agent and scope must be taken back."""
         return (self.of_agent(agent) or self.of_scope(scope)) is not None
 
-    def __iter__(self) -> Iterator[tuple[str, str | None, Pause]]:
-        """Yield the kind (`all`, `scope`, `agent`), the name and the pause of each."""
+    def __iter__(self) -> Iterator[tuple[Target, Pause]]:
+        """Yield each pause and what it is of."""
         if self.all is not None:
-            yield "all", None, self.all
-        yield from (("scope", name, pause) for name, pause in sorted(self.scopes.items()))
-        yield from (("agent", name, pause) for name, pause in sorted(self.agents.items()))
+            yield ("all", None), self.all
+        yield from ((("scope", name), pause) for name, pause in sorted(self.scopes.items()))
+        yield from ((("agent", name), pause) for name, pause in sorted(self.agents.items()))
 
-    def find(self, kind: str, name: str | None) -> Pause | None:
+    def find(self, target: Target) -> Pause | None:
         """Return the pause of exactly this scope, this agent, or all."""
-        return next((pause for one, other, pause in self if (one, other) == (kind, name)), None)
+        return dict(self).get(target)
 
-    def changed(self, kind: str, name: str | None, pause: Pause | None) -> "Pauses":
+    def changed(self, target: Target, pause: Pause | None) -> "Pauses":
         """Return these pauses with one set, or with None lifted."""
+        kind, name = target
         if kind == "all":
             return msgspec.structs.replace(self, all=pause)
         field = f"{kind}s"
@@ -65,6 +71,28 @@ class Pauses(msgspec.Struct, frozen=True):
 
 
 NOTHING = Pauses()
+
+
+def target_of(scope: str | None, agent: str | None, everything: bool) -> Target:
+    """Say which of the three is meant. Raises ValueError where it is not exactly one."""
+    given: list[Target] = [("scope", scope)] if scope else []
+    given += [("agent", agent)] if agent else []
+    given += [("all", None)] if everything else []
+    if len(given) != 1:
+        raise ValueError("not exactly one of scope, agent and all")
+    return given[0]
+
+
+def is_of(policy: Policy, target: Target) -> bool:
+    """Tell whether a policy has what is to be paused."""
+    kind, name = target
+    return kind == "all" or name in (policy.scopes if kind == "scope" else policy.agents)
+
+
+def named(target: Target) -> str:
+    """Name what is paused, for people."""
+    kind, name = target
+    return "everything" if name is None else f"{kind} {name}"
 
 
 def pauses_file(audit: str) -> Path | None:
@@ -90,16 +118,17 @@ def write_pauses(path: Path | None, pauses: Pauses) -> None:
     """Keep what is paused, through a crash too. Raises PausesError."""
     if path is None:
         raise PausesError("it is not kept: with the audit log on standard output there is no file for it")
-    new = path.with_name(f".{path.name}.new")
     try:
-        owner = path.parent.stat()
-        with new.open("wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(pauses)) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if os.geteuid() == 0:
-            # The proxy must be able to lift what root has paused.
-            os.chown(new, owner.st_uid, owner.st_gid)
-        new.replace(path)
+        # Made anew, under a name that nobody could foresee: the folder is the proxy's, and root writes here too.
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        new = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(msgspec.json.format(msgspec.json.encode(pauses)) + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
     except OSError as error:
         raise PausesError(f"{path} cannot be written: {error.strerror}") from None

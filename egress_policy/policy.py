@@ -31,13 +31,12 @@ class Inspection(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """Where mitmdump listens, as whom it runs (a login name or a uid), and where on loopback its console is."""
+    """Where mitmdump listens, and as whom it runs (a login name or a uid)."""
 
     user: str | int
     port: int = 8080
     ports: tuple[int, ...] = WEB_PORTS
     dns_port: int = 8053
-    console_port: int = 8081
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,7 +210,6 @@ class ProxyDocument(msgspec.Struct, forbid_unknown_fields=True):
     port: Port = 8080
     ports: list[Port] = msgspec.field(default_factory=lambda: [80, 443])
     dns_port: Port = 8053
-    console_port: Port = 8081
 
 
 class ResolverDocument(msgspec.Struct, forbid_unknown_fields=True):

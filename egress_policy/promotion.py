@@ -1,5 +1,6 @@
 """From what agents did with a destination to an entry of the policy, with the evidence. No I/O."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -53,7 +54,8 @@ def entry(evidence: Evidence, level: str, review: str | None) -> str:
         f'comment: "{evidence.requests} requests from {evidence.first[:10]} to {evidence.last[:10]}, as {level}"'
     )
     if review is not None:
-        fields.append(f'review: "{review}"')
+        # A JSON string is a YAML one.
+        fields.append(f"review: {json.dumps(review)}")
     return "{" + ", ".join(fields) + "}"
 
 
@@ -84,7 +86,7 @@ def pull_request(evidence: Evidence, level: str, inspection: str) -> tuple[str, 
 
 
 def _counted(counter: Counter[int] | Counter[str]) -> str:
-    return ", ".join(f"{what} ({count})" for what, count in counter.most_common())
+    return ", ".join(f"{_plain(str(what))} ({count})" for what, count in counter.most_common())
 
 
 def _plain(text: str) -> str:

@@ -30,7 +30,7 @@ class Access:
 
 
 type Actor = tuple[str, str, str | None]
-"""Agent, scope and intent; known-good destinations need no scope, and have `known-good` and None."""
+"""Agent, scope and intent; `known-good` and None for a request without a scope."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,8 @@ def access(policy: Policy, actor: Actor, destination: Destination) -> Access | N
         return None
     inspection = Inspection.FULL if entry is None else entry.inspection
     if level == KNOWN_GOOD:
-        return Access(level, inspection=inspection) if scope == KNOWN_GOOD else None
+        # With a scope or without.
+        return Access(level, inspection=inspection)
     sandbox = policy.scopes.get(scope)
     if sandbox is None or scope not in policy.agents[agent].scopes:
         return None

@@ -106,8 +106,9 @@ def approval_record(
     )
 
 
-def pause_record(event: str, kind: str, name: str | None, by: str) -> Record:
+def pause_record(event: str, target: tuple[str, str | None], by: str) -> Record:
     """Describe that a scope, an agent or everything was paused (`pause`), or is no more (`resume`)."""
+    kind, name = target
     return Record(
         time=timestamp(datetime.now(UTC)),
         event=event,

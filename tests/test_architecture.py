@@ -30,6 +30,7 @@ PURE = {
     "http_request",
     "policy",
     "reachability",
+    "rights",
     "scope",
 }
 # What they may import besides each other. A library is added here once it is known to do no I/O.

@@ -1,5 +1,6 @@
 """The chain of audit records: whatever is done to a line afterwards, a neighbour gives it away."""
 
+import fcntl
 import gzip
 import os
 import re
@@ -12,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egress_policy.audit import AuditLog, Record, read_lines
-from egress_policy.audit_chain import BEGINNING, Finding, Verification, digest
+from egress_policy.audit import AuditError, AuditLog, Record, read_lines
+from egress_policy.audit_chain import BEGINNING, Finding, Verification, Witness, digest
 
 
 def record(name: str) -> Record:
@@ -27,8 +28,11 @@ def write(path: Path, *names: str) -> AuditLog:
     return log
 
 
-def findings(path: Path, anchored: tuple[str, ...] = ()) -> tuple[list[Finding], Verification]:
-    verification = Verification(anchored)
+NOW, BEFORE = "2026-03-01T12:00:30.000Z", "2026-03-01T11:00:00.000Z"
+
+
+def findings(path: Path, *witnesses: Witness) -> tuple[list[Finding], Verification]:
+    verification = Verification(witnesses)
     return list(verification.follow(read_lines(str(path)))), verification
 
 
@@ -88,16 +92,28 @@ def test_no_byte_of_a_line_can_be_changed_but_in_the_last(
 
 def test_a_cut_off_end_and_a_new_log_are_found_by_what_the_journal_was_told(path: Path) -> None:
     log = write(path, *"123")
-    anchored = (log.newest,)
+    witness = Witness(log.newest, NOW)
     log.close()
-    assert findings(path, anchored)[1].missing == set()
+    assert findings(path, witness)[1].missing == []
     whole = path.read_bytes()
     path.write_bytes(b"\n".join(whole.splitlines()[:2]) + b"\n")
-    found, verification = findings(path, anchored)
-    assert (found, verification.missing) == ([], set(anchored))
+    found, verification = findings(path, witness)
+    assert (found, verification.missing) == ([], [witness])
     path.unlink()
     write(path, *"456").close()
-    assert findings(path, anchored)[1].missing == set(anchored)
+    assert findings(path, witness)[1].missing == [witness]
+
+
+def test_what_was_told_of_files_that_are_gone_is_not_missed(path: Path) -> None:
+    """Where the first record of all is there, nothing may be gone."""
+    log = write(path, "1")
+    old, unknown = Witness(log.newest, BEFORE), Witness("f" * 64, NOW)
+    log.close()
+    path.unlink()
+    write(path, "2", "3").close()
+    assert findings(path, old, unknown)[1].missing == [old, unknown]
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[1])
+    assert findings(path, old, unknown)[1].missing == [unknown]
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -169,3 +185,23 @@ def test_a_very_long_line_is_followed_too(path: Path) -> None:
     assert path.stat().st_size > 50_000
     write(path, "2").close()
     assert findings(path)[0] == []
+
+
+def test_what_another_wrote_just_before_a_rotation_is_in_the_chain(path: Path) -> None:
+    log = write(path, "1")
+    write(path, "2").close()
+    path.rename(path.with_name("audit.jsonl.1"))
+    log.write(record("3"))
+    found, verification = findings(path)
+    assert (found, verification.records) == ([], 3)
+
+
+def test_whoever_keeps_the_file_locked_stops_no_more_than_the_record(path: Path) -> None:
+    """Who may read the log may lock it."""
+    log = write(path, "1")
+    with path.open() as reader:
+        fcntl.flock(reader, fcntl.LOCK_EX)
+        with pytest.raises(AuditError, match="keeps it locked"):
+            log.write(record("2"))
+    log.write(record("3"))
+    assert findings(path)[1].records == 2

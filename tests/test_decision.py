@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from egress_policy.decision import Answer, Permit, Standing, Step, decide, intent_denies
+from egress_policy.decision import Permit, Step, decide, intent_denies
 from egress_policy.denial import Deny, DenyCode
 from egress_policy.destination import Destination, HostPattern, parse_host, parse_pattern
 from egress_policy.feed import parse_feed
@@ -471,64 +471,6 @@ def test_every_code_of_these_steps_was_tried() -> None:
         DenyCode.PENDING_APPROVAL,
         DenyCode.APPROVAL_DECLINED,
     }
-
-
-CAREFUL = replace(
-    POLICY,
-    intents={
-        **POLICY.intents,
-        "careful": {"unknown": IntentRule(ttl=timedelta(hours=2), needs_approval=True)},
-    },
-)
-ASKED = request("other.test:443", "sandbox-alice;intent=careful")
-HALF_AN_HOUR = timedelta(minutes=30)
-
-
-def answered(*, is_approved: bool) -> Standing:
-    return Standing(answer=lambda _key: Answer(is_approved, HALF_AN_HOUR, "alice"))
-
-
-def test_an_approval_bounds_the_time_that_it_gives() -> None:
-    decided = decide(CAREFUL, ASKED, standing=answered(is_approved=True))
-    assert isinstance(decided, Permit)
-    assert decided.ttl == HALF_AN_HOUR
-
-
-@pytest.mark.parametrize(
-    ("standing", "may_ask", "code"),
-    [
-        (Standing(), True, DenyCode.PENDING_APPROVAL),
-        (Standing(), False, DenyCode.APPROVAL_REQUIRED),
-        (answered(is_approved=False), True, DenyCode.APPROVAL_DECLINED),
-    ],
-)
-def test_without_an_approval_it_is_denied(standing: Standing, may_ask: bool, code: DenyCode) -> None:
-    agents = {name: replace(agent, may_ask=may_ask) for name, agent in CAREFUL.agents.items()}
-    denied = decide(replace(CAREFUL, agents=agents), ASKED, standing=standing)
-    assert isinstance(denied, Deny)
-    assert denied.code is code
-
-
-def test_an_approval_opens_nothing_that_the_policy_closes() -> None:
-    denied = decide(
-        CAREFUL,
-        request("other.test:443", "sandbox-alice;intent=default", method="POST"),
-        standing=answered(is_approved=True),
-    )
-    assert isinstance(denied, Deny)
-
-
-@pytest.mark.parametrize(
-    ("paused", "destination"),
-    [("agent", "other.test:443"), ("scope", "other.test:443"), ("agent", "good.test:443")],
-)
-def test_what_is_paused_is_denied_before_all_else(paused: str, destination: str) -> None:
-    standing = Standing(
-        paused=lambda _agent, scope: "root" if (scope is None) == (paused == "agent") else None
-    )
-    denied = decide(POLICY, request(destination, "sandbox-alice"), standing=standing)
-    assert isinstance(denied, Deny)
-    assert denied.code is DenyCode.PAUSED
 
 
 @pytest.mark.parametrize(

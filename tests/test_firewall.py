@@ -26,11 +26,10 @@ def elements(ruleset: Ruleset) -> dict[str, set[str]]:
 
 def test_the_definitions_come_first() -> None:
     """The ruleset uses them from its first line on."""
-    assert compose(EMPTY).splitlines()[:5] == [
+    assert compose(EMPTY).splitlines()[:4] == [
         "define proxy_uid = 61000",
         "define proxy_port = 8080",
         "define dns_port = 8053",
-        "define console_port = 8081",
         "define proxy_ports = { 80, 443 }",
     ]
 

@@ -104,3 +104,12 @@ def test_feeds_are_compared_as_sets() -> None:
     (found,) = feed_changes(with_feed("a.test", "b.test"), with_feed("b.test", "c.test", "192.0.2.0/24"))
     assert (found.added, found.removed) == (2, 1)
     assert feed_changes(with_feed("a.test"), with_feed("a.test")) == []
+
+
+def test_who_had_it_by_a_scope_and_now_has_it_without_is_no_loss() -> None:
+    new = replace(BASE, trust=Trust((DomainEntry(HostPattern("a.test"), "known-good"),)))
+    found = [
+        one for one in changes(replace(BASE, trust=Trust()), new) if one.destination == "a.test port 443"
+    ]
+    assert found
+    assert all(one.after is not None for one in found)

@@ -9,7 +9,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from egress_policy.cli.options import control_option, json_option, policy_option
+from egress_policy.cli.options import GrantId, control_option, json_option, policy_option
 from egress_policy.control_client import ControlRefusedError, ControlUnreachableError, call
 from egress_policy.operations import DURATIONS
 
@@ -54,7 +54,7 @@ def _deciding(decision: str) -> Callable[[tuple[str, ...], str, Path, Path], Non
     return decide
 
 
-_id_argument = click.argument("ids", metavar="ID...", nargs=-1, required=True)
+_id_argument = click.argument("ids", metavar="ID...", nargs=-1, required=True, type=GrantId())
 _for_option = click.option(
     "--for",
     "duration",

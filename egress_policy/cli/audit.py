@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from egress_policy.accounts import AccountError, proxy_uid
-from egress_policy.audit import STANDARD_OUTPUT, AuditError, Record, read_lines, read_records
+from egress_policy.audit import AuditError, Record, read_lines, read_records
 from egress_policy.audit_chain import Verification
-from egress_policy.audit_query import Group, Kind, Query, grouped, one_line, read_host, read_since
-from egress_policy.cli.options import audit_option, json_option, policy_option
+from egress_policy.audit_query import Group, Kind, Query, grouped, one_line, read_since
+from egress_policy.cli.options import Host, audit_option, check_log, json_option, policy_option
 from egress_policy.journal import JournalError, told
 from egress_policy.policy_file import load_policy
 from egress_policy.policy_source import PolicyFileError
@@ -42,21 +42,11 @@ class _Since(click.ParamType[datetime]):
             )
 
 
-class _Host(click.ParamType[str]):
-    name = "HOST"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            return read_host(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
 @click.command(epilog="Example: egress-policy audit --since 24h --scope sandbox-alice --outcome deny")
 @click.option("--since", type=_Since(), help="Only from then on: a duration such as 1h, or a time.")
 @click.option("--scope", help="Only this scope.")
 @click.option("--agent", help="Only this agent.")
-@click.option("--host", type=_Host(), help="Only this name (or *.name, or address).")
+@click.option("--host", type=Host(), help="Only this name (or *.name, or address).")
 @click.option("--outcome", type=click.Choice(_OUTCOMES), help="Only this outcome.")
 @click.option("--lines", is_flag=True, help="One line for each record, not groups with counts.")
 @click.option("--follow", is_flag=True, help="Go on with what is written from now on; Ctrl-C ends it.")
@@ -87,8 +77,7 @@ def audit(
 
     Who reached a host: --host. What a scope did today: --scope, --since 24h. What was refused: --outcome deny.
     """
-    if audit == STANDARD_OUTPUT or not Path(audit).exists():
-        raise click.ClickException(f"there is no audit log {audit}: name it with --audit")
+    check_log(audit)
     try:
         if verify:
             sys.exit(_verify(audit, policy, journal))
@@ -164,7 +153,7 @@ def _reopened(path: Path, file: TextIO) -> TextIO:
 
 def _verify(audit: str, policy: Path, journal: Path | None) -> int:
     try:
-        anchored = told({0, _proxy(policy)}, journal)
+        anchored = told({0, _proxy(policy)}, audit, journal)
         without = "" if anchored else "the journal has no hash of this log"
     except JournalError as error:
         anchored, without = [], str(error)

@@ -30,8 +30,11 @@ def diff(old: Path, new: Path, as_json: bool) -> None:
     found, feeds = changes(before, after), feed_changes(before, after)
     if as_json:
         document = {
-            "changes": [{"kind": _TITLES[_kind(one)].lower(), **msgspec.to_builtins(one)} for one in found],
-            "feeds": [msgspec.to_builtins(one) for one in feeds],
+            "changes": [
+                {"kind": _TITLES[_kind(one)].lower(), **msgspec.to_builtins(one, order="deterministic")}
+                for one in found
+            ],
+            "feeds": [msgspec.to_builtins(one, order="deterministic") for one in feeds],
         }
         click.echo(msgspec.json.format(msgspec.json.encode(document)).decode())
         return
@@ -74,7 +77,9 @@ def _print(found: list[Change]) -> None:
 
 def _who(actors: tuple[Actor, ...]) -> list[str]:
     lines = [
-        f"agent {agent}" if scope == KNOWN_GOOD else f"agent {agent}, scope {scope}, intent {intent}"
+        f"agent {agent}, without a scope"
+        if scope == KNOWN_GOOD
+        else f"agent {agent}, scope {scope}, intent {intent}"
         for agent, scope, intent in actors
     ]
     more = len(lines) - _MOST_ACTORS

@@ -1,8 +1,49 @@
 """Options that several commands share."""
 
+import re
 from pathlib import Path
+from typing import override
 
 import click
+
+from egress_policy.audit import STANDARD_OUTPUT
+from egress_policy.audit_query import read_host
+
+
+class Host(click.ParamType[str]):
+    """A host in the form that records and grants have."""
+
+    name = "HOST"
+
+    @override
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return read_host(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class GrantId(click.ParamType[str]):
+    """The id of a grant or of what waits, or the beginning of one."""
+
+    name = "ID"
+
+    @override
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not re.fullmatch(r"[0-9a-f-]{4,36}", value):
+            self.fail(f"{value!r} is no id: give what the list shows, four characters or more", param, ctx)
+        return value
+
+
+def check_log(audit: str) -> None:
+    """See that there is an audit log to read. Raises ClickException."""
+    try:
+        is_there = audit != STANDARD_OUTPUT and Path(audit).exists()
+    except OSError as error:
+        raise click.ClickException(f"{audit} cannot be read: {error.strerror}") from None
+    if not is_there:
+        raise click.ClickException(f"there is no audit log {audit}: name it with --audit")
+
 
 policy_option = click.option(
     "--policy",

@@ -9,19 +9,27 @@ from typing import Any
 
 import click
 
-from egress_policy.accounts import AccountError
-from egress_policy.audit import AuditError, AuditLog, timestamp
+from egress_policy.accounts import AccountError, as_owner_of
+from egress_policy.audit import AuditError, AuditLog, Record, timestamp
 from egress_policy.cli.options import audit_option, control_option, policy_option
 from egress_policy.control_client import ControlRefusedError, ControlUnreachableError, call
 from egress_policy.firewall import FirewallError
 from egress_policy.kernel_policy import pause_in_kernel
 from egress_policy.kernel_revocation import revoke_in_kernel
-from egress_policy.pauses import Pause, PausesError, pauses_file, read_pauses, write_pauses
+from egress_policy.pauses import (
+    Pause,
+    PausesError,
+    Target,
+    is_of,
+    named,
+    pauses_file,
+    read_pauses,
+    target_of,
+    write_pauses,
+)
 from egress_policy.policy_file import load_policy
 from egress_policy.policy_source import PolicyFileError
 from egress_policy.records import pause_record
-
-type _Target = tuple[str, str | None]
 
 
 def _target_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -50,7 +58,7 @@ def pause(
         revoked, warning = len(answer["revoked"]), answer["warning"]
     except ControlUnreachableError as error:
         revoked, warning = _without_proxy(error, target, policy, audit, is_paused=True), None
-    click.echo(f"Paused {_named(target)}; {revoked} grant{'' if revoked == 1 else 's'} taken back.")
+    click.echo(f"Paused {named(target)}; {revoked} grant{'' if revoked == 1 else 's'} taken back.")
     _warn(warning)
 
 
@@ -67,22 +75,15 @@ def resume(
     except ControlUnreachableError as error:
         _without_proxy(error, target, policy, audit, is_paused=False)
         warning = None
-    click.echo(f"Resumed {_named(target)}.")
+    click.echo(f"Resumed {named(target)}.")
     _warn(warning)
 
 
-def _target(scope: str | None, agent: str | None, everything: bool) -> _Target:
-    given: list[_Target] = [("scope", scope)] if scope else []
-    given += [("agent", agent)] if agent else []
-    given += [("all", None)] if everything else []
-    if len(given) != 1:
-        raise click.UsageError("say one of --scope, --agent and --all")
-    return given[0]
-
-
-def _named(target: _Target) -> str:
-    kind, name = target
-    return "everything" if name is None else f"{kind} {name}"
+def _target(scope: str | None, agent: str | None, everything: bool) -> Target:
+    try:
+        return target_of(scope, agent, everything)
+    except ValueError:
+        raise click.UsageError("say one of --scope, --agent and --all") from None
 
 
 def _over_socket(control: Path, method: str, body: object, query: dict[str, str] | None) -> Any:  # noqa: ANN401 - JSON
@@ -93,38 +94,45 @@ def _over_socket(control: Path, method: str, body: object, query: dict[str, str]
 
 
 def _without_proxy(
-    error: ControlUnreachableError, target: _Target, policy: Path, audit: str, *, is_paused: bool
+    error: ControlUnreachableError, target: Target, policy: Path, audit: str, *, is_paused: bool
 ) -> int:
-    """Do in the kernel, on disk and on record what the proxy would have done; it reads the file when it starts."""
+    """Do in the kernel, on disk and on record what the proxy would have done; one that runs follows the file."""
     if os.geteuid() != 0:
         raise click.ClickException(f"{error}; root can do without it")
-    kind, name = target
     by = getpass.getuser()
     try:
         loaded = load_policy(policy)
-        known: dict[str, set[str | None]] = {
-            "all": {None},
-            "scope": {*loaded.scopes},
-            "agent": {*loaded.agents},
-        }
-        if name not in known[kind]:
-            raise click.ClickException(f"the policy has no {kind} {name}")
+        if not is_of(loaded, target):
+            raise click.ClickException(f"the policy has no {named(target)}")
         path = pauses_file(audit)
         before = read_pauses(path)
-        if not is_paused and before.find(kind, name) is None:
-            raise click.ClickException(f"{_named(target)} is not paused")
-        pauses = before.changed(kind, name, Pause(by, timestamp(datetime.now(UTC))) if is_paused else None)
-        log = AuditLog(audit)
-        log.write(pause_record("pause" if is_paused else "resume", kind, name, by))
-        log.close()
-        write_pauses(path, pauses)
+        if not is_paused and before.find(target) is None:
+            raise click.ClickException(f"{named(target)} is not paused")
+        pause = Pause(by, timestamp(datetime.now(UTC))) if is_paused else None
+        pauses = before.changed(target, pause)
+        record = pause_record("pause" if is_paused else "resume", target, by)
+        with as_owner_of(Path(audit).parent):
+            if not is_paused:
+                _write(audit, record)
+            write_pauses(path, pauses)
         pause_in_kernel(loaded, pauses)
         revoked = revoke_in_kernel(audit, lambda grant: pauses.covers(grant.agent, grant.scope), "paused", by)
+        if is_paused:
+            with as_owner_of(Path(audit).parent):
+                _write(audit, record)
     except PolicyFileError as found:
         raise click.ClickException(f"the policy has errors:\n{found}") from None
+    except OSError as found:
+        raise click.ClickException(f"{audit}: {found.strerror}") from None
     except (AccountError, AuditError, FirewallError, PausesError) as found:
         raise click.ClickException(str(found)) from None
     return len(revoked)
+
+
+def _write(audit: str, record: Record) -> None:
+    log = AuditLog(audit)
+    log.write(record)
+    log.close()
 
 
 def _warn(warning: str | None) -> None:

@@ -11,7 +11,7 @@ import msgspec
 
 from egress_policy.audit import AuditError, read_records
 from egress_policy.audit_query import read_since
-from egress_policy.cli.options import audit_option, json_option, policy_option
+from egress_policy.cli.options import audit_option, check_log, json_option, policy_option
 from egress_policy.destination import Destination, InvalidHostError, parse_name
 from egress_policy.policy import KNOWN_BAD, KNOWN_GOOD, Policy
 from egress_policy.policy_edit import EditError, add_entry
@@ -51,6 +51,7 @@ def promote(
         raise click.ClickException(f"{host!r} is no host name: {error}") from None
     except (ValueError, OverflowError):
         raise click.UsageError(f"--since: {since!r} is no duration such as 30d, and no date") from None
+    check_log(audit)
     try:
         before = load_policy(policy)
         evidence = gather(read_records(audit, earliest), name)
@@ -97,7 +98,12 @@ def _replace(policy: Path, text: str, *, dry_run: bool) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        load_policy(new)
+        try:
+            load_policy(new)
+        except PolicyFileError as error:
+            raise EditError(
+                f"with the entry added it has errors:\n{str(error).replace(name, str(policy))}"
+            ) from None
         if not dry_run:
             status = policy.stat()
             shutil.copymode(policy, new)

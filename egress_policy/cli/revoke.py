@@ -7,18 +7,18 @@ from pathlib import Path
 import click
 
 from egress_policy.audit import AuditError
-from egress_policy.cli.options import audit_option, control_option, policy_option
+from egress_policy.cli.options import GrantId, Host, audit_option, control_option, policy_option
 from egress_policy.control_client import ControlRefusedError, ControlUnreachableError, call
 from egress_policy.firewall import FirewallError
-from egress_policy.kernel_revocation import revoke_in_kernel
+from egress_policy.kernel_revocation import live_in_kernel, revoke_in_kernel
 from egress_policy.operations import Selection
 
 
 @click.command(epilog="Example: egress-policy revoke --host docs.example")
-@click.argument("ids", metavar="ID...", nargs=-1)
+@click.argument("ids", metavar="ID...", nargs=-1, type=GrantId())
 @click.option("--scope", help="All grants of a scope.")
 @click.option("--agent", help="All grants of an agent.")
-@click.option("--host", help="All grants for a host.")
+@click.option("--host", type=Host(), help="All grants for a host.")
 @click.option("--all", "everything", is_flag=True, help="Every grant there is.")
 @policy_option
 @audit_option
@@ -69,9 +69,15 @@ def _over_socket(control: Path, selection: Selection) -> list[str]:
 
 def _in_kernel(audit: str, selections: list[Selection]) -> list[str]:
     try:
+        live = live_in_kernel(audit)
+        for one in selections:
+            if one.id is not None and sum(grant in one for grant in live) > 1:
+                raise click.ClickException(f"there is more than one live grant {one.id}")
         revoked = revoke_in_kernel(
             audit, lambda grant: any(grant in one for one in selections), "revoked", getpass.getuser()
         )
     except (FirewallError, AuditError) as error:
         raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"{audit}: {error.strerror}") from None
     return [grant.id for grant in revoked]

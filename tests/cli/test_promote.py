@@ -83,7 +83,7 @@ def test_the_text_has_the_evidence_and_no_markup_of_an_agents(files: tuple[Path,
     text = run(files, "new.example", "--dry-run").output
     assert files[0].read_text() == POLICY
     assert "| alice | sandbox-alice | 4 |" in text
-    assert "443 (3), 8443 (1)" in text
+    assert "`443` (3), `8443` (1)" in text
     assert "- `@everyone [x](http://evil.example)` (3)" in text
 
 

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 from deploy.demo.lab import ALICE, BOB, OTHER, Answer, Lab
-from egress_policy.control import OPENAPI, ROUTES
+from egress_policy.control import MOST_CONNECTIONS, OPENAPI, ROUTES
 from tests.end_to_end.conftest import ALICE_FIELD, NAMES, POLICY, until
 
 OWNER, OPERATOR = 61010, 61011
@@ -214,6 +214,77 @@ def test_an_owner_does_not_resume_what_an_operator_paused(lab: Lab) -> None:
     assert visit(lab) == "paused"
     assert ask(lab, "POST", "/v1/pauses", {"scope": "sandbox-bob"}, OWNER).status == 403
     assert ask(lab, "POST", "/v1/pauses", {"all": True}, OWNER).status == 403
+
+
+def test_an_owner_cannot_take_over_an_operator_s_pause_to_lift_it(lab: Lab) -> None:
+    ask(lab, "POST", "/v1/pauses", {"scope": "sandbox-alice"}, OPERATOR)
+    assert ask(lab, "POST", "/v1/pauses", {"scope": "sandbox-alice"}, OWNER).status == 200
+    assert ask(lab, "DELETE", "/v1/pauses?scope=sandbox-alice", uid=OWNER).status == 403
+    assert visit(lab) == "paused"
+
+
+def test_a_pause_that_cannot_be_kept_holds_all_the_same(lab: Lab) -> None:
+    folder = lab.audit_file.parent
+    folder.chmod(0o550)
+    try:
+        paused = ask(lab, "POST", "/v1/pauses", {"agent": "alice"}).json()
+        assert "cannot be written" in paused["warning"]
+        assert visit(lab) == visit(lab, "direct.example") == "paused"
+    finally:
+        folder.chmod(0o750)
+
+
+def test_a_proxy_that_cannot_be_asked_follows_what_root_pauses(lab: Lab) -> None:
+    """Its socket may be gone, or there may be several proxies."""
+    visit(lab)
+    (grant,) = grants(lab)
+    elsewhere = ("--audit", lab.audit_file, "--control", lab.folder / "nobody.sock")
+    assert lab.egress_policy("pause", "--scope", "sandbox-alice", *elsewhere).returncode == 0
+    assert until(lambda: visit(lab) == "paused")
+    assert grant["id"] not in held(lab)
+    # A file that is gone lifts nothing.
+    lab.audit_file.with_name("paused.json").unlink()
+    time.sleep(1.5)
+    assert visit(lab) == "paused"
+    ask(lab, "POST", "/v1/pauses", {"scope": "sandbox-alice"})
+    assert lab.egress_policy("resume", "--scope", "sandbox-alice", *elsewhere).returncode == 0
+    assert until(lambda: visit(lab) == "permit")
+
+
+def test_root_is_not_led_elsewhere_by_a_link_in_the_proxy_s_folder(lab: Lab) -> None:
+    """Whoever took the proxy over may put links there; root then writes with the proxy's rights."""
+    folder, target = lab.audit_file.parent, lab.folder / "roots-own"
+    target.write_text("")
+    log = folder / "linked.jsonl"
+    log.symlink_to(target)
+    refused = lab.egress_policy("pause", "--all", "--audit", log, "--control", lab.folder / "nobody.sock")
+    ask(lab, "POST", "/v1/pauses", {"all": True})
+    assert (refused.returncode, target.read_text()) == (1, "")
+    assert "Permission denied" in refused.stderr
+    log.unlink()
+
+
+def test_a_user_cannot_use_up_the_proxy_s_connections(lab: Lab) -> None:
+    flood = """
+import socket, sys, time
+held = []
+for _ in range(100):
+    one = socket.socket(socket.AF_UNIX)
+    one.connect(sys.argv[1])
+    held.append(one)
+time.sleep(1)
+refused = 0
+for one in held:
+    one.setblocking(False)
+    try:
+        refused += one.recv(1) == b""
+    except BlockingIOError:
+        pass
+print(refused)
+"""
+    done = lab.python(flood, str(lab.control_socket), uid=OTHER)
+    assert int(done.stdout) == 100 - MOST_CONNECTIONS
+    assert ask(lab, "GET", "/v1/grants").status == 200
 
 
 @pytest.mark.parametrize("how", ["revoke", "pause"])

@@ -150,7 +150,7 @@ def test_the_proxys_ports_are_not_to_be_dialled(world: World, port: int, family:
 def test_the_proxys_port_is_refused_twice(world: World, family: int) -> None:
     """Where an agent's packet leaves, and where it arrives; and then the proxy may not answer."""
     barriers = (
-        ("agent-loopback-permitted", "th dport { $proxy_port, $dns_port, $console_port } return"),
+        ("agent-loopback-permitted", "th dport { $proxy_port, $dns_port } return"),
         (
             "input",
             "meta l4proto { tcp, udp } th dport { $proxy_port, $dns_port } ct direction original goto refuse",

@@ -14,7 +14,6 @@ from tests.kernel.rules.world import (
     AGENT,
     BOX,
     BYSTANDER,
-    CONSOLE_PORT,
     DNS_PORT,
     FAMILIES,
     GATEWAY,
@@ -306,8 +305,6 @@ def _cases() -> Iterator[Case]:
                   dial("host", AGENT, good, 443), REFUSED, proxy_ports=(80,), **paused_uid)  # fmt: skip
         yield one("agent-permitted", f"iifname @agent-links {ip} saddr @paused-sources{suffix} return", "",
                   dial("box", 0, good, 443), REFUSED, proxy_ports=(80,), **paused_box)  # fmt: skip
-        yield one("proxy-permitted", "tcp sport $console_port ct direction reply fib daddr type local accept", f"{v}",
-                  dial("host", BYSTANDER, local, CONSOLE_PORT), "proxy")  # fmt: skip
 
         nameservers = f"{ip} daddr . th dport @nameservers{suffix} return"
         yield one("agent-permitted", nameservers, "tcp",
@@ -338,8 +335,8 @@ def _cases() -> Iterator[Case]:
         yield one("agent-loopback-permitted", "ct direction original ct status dnat udp dport $dns_port accept",
                   f"{v}", ask("host", AGENT, unknown, 53), "proxy")  # fmt: skip
         # The input hook would refuse it too, but nobody would hear of it.
-        for port, probe in ((PROXY_PORT, dial), (DNS_PORT, dial), (DNS_PORT, ask), (CONSOLE_PORT, dial)):
-            yield one("agent-loopback-permitted", "th dport { $proxy_port, $dns_port, $console_port } return",
+        for port, probe in ((PROXY_PORT, dial), (DNS_PORT, dial), (DNS_PORT, ask)):
+            yield one("agent-loopback-permitted", "th dport { $proxy_port, $dns_port } return",
                       f"{probe.__name__} {port} {v}",
                       logged(probe("host", AGENT, local, port)), [(1, BLOCKED, local)])  # fmt: skip
         yield one("agent-loopback-permitted",

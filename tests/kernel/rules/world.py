@@ -17,7 +17,7 @@ from tests.kernel.rules import probes
 from tests.kernel.rules.namespaces import Namespaces, Running, run
 
 PROXY, AGENT, OTHER_AGENT, BYSTANDER = 61000, 61001, 61002, 61003
-PROXY_PORT, DNS_PORT, CONSOLE_PORT = 8080, 8053, 8081
+PROXY_PORT, DNS_PORT = 8080, 8053
 
 # By family: what an address is, and where.
 GOOD = {4: "93.184.216.34", 6: "2a00:1450::1"}
@@ -61,7 +61,6 @@ RULESET = Ruleset(
     proxy_uid=PROXY,
     proxy_port=PROXY_PORT,
     dns_port=DNS_PORT,
-    console_port=CONSOLE_PORT,
     proxy_ports=(80, 443),
     agent_uids=((AGENT, OTHER_AGENT),),
     agent_ports=((1024, 65535),),
@@ -273,7 +272,7 @@ class World:
         redirected_to = [one[family] for one in (LOCAL, HOST, GATEWAY, OTHER_GATEWAY) for family in FAMILIES]
         servers = (
             ("net", 0, "net", internet, (22, 53, 80, 443, LOCAL_NAMESERVER_PORT, 8443)),
-            ("host", PROXY, "proxy", redirected_to, (PROXY_PORT, DNS_PORT, CONSOLE_PORT)),
+            ("host", PROXY, "proxy", redirected_to, (PROXY_PORT, DNS_PORT)),
             ("host", BYSTANDER, "local", anywhere, (80, 9000, LOCAL_NAMESERVER_PORT)),
             ("host", OTHER_AGENT, "agent", anywhere, (9100,)),
             ("box", 0, "box", anywhere, (9000,)),
