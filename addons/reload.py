@@ -14,7 +14,7 @@ from mitmproxy import options
 
 import start_up
 from egress_policy.accounts import AccountError, resolve_agents
-from egress_policy.audit import AuditError
+from egress_policy.audit_files import AuditError
 from egress_policy.feed_files import Signature, signature
 from egress_policy.firewall import FirewallError
 from egress_policy.kernel_policy import put_in_force

@@ -13,7 +13,9 @@ from mitmproxy import options
 
 from egress_policy.accounts import AccountError, proxy_uid, resolve_agents
 from egress_policy.approvals import still_valid
-from egress_policy.audit import AuditError, AuditLog, read_records
+from egress_policy.audit import AuditLog
+from egress_policy.audit_files import AuditError
+from egress_policy.audit_reading import read_records
 from egress_policy.authorizer import Authorizer
 from egress_policy.caller import Callers
 from egress_policy.feed_files import FeedFiles, signature

@@ -48,28 +48,43 @@ def still_valid(records: Iterable[Record], now: datetime) -> list[tuple[Decided,
     """
     found: dict[Key, tuple[Decided, float]] = {}
     for record in records:
-        if record.event not in {"approval", "revoke"} or record.host is None or record.port is None:
+        if record.event not in {"approval", "revoke"}:
             continue
-        host = f"[{record.host}]" if ":" in record.host else record.host
-        key = (
-            record.agent or "",
-            record.scope or "",
-            record.intent,
-            Destination(parse_host(host), record.port),
-        )
+        key = _key(record)
+        if key is None:
+            continue
         if record.event == "revoke":
             # A person who takes a grant back takes the approval too; the end of a time does not.
             if record.by is not None:
                 found.pop(key, None)
             continue
         is_approved = record.outcome == "permit"
-        left = (parse_timestamp(record.expires) - now).total_seconds() if record.expires else 0.0
+        left = _left(record, now)
         if left > 0 and not (is_approved and record.ttl == 0):
             found[key] = (
                 Decided(record.id or "", key, is_approved, once=False, by=record.by or "", until=0.0),
                 left,
             )
     return list(found.values())
+
+
+def _key(record: Record) -> Key | None:
+    """Read what a record is about; None where it cannot be read."""
+    host = record.host or ""
+    if record.port is None:
+        return None
+    try:
+        destination = Destination(parse_host(f"[{host}]" if ":" in host else host), record.port)
+    except ValueError:
+        return None
+    return record.agent or "", record.scope or "", record.intent, destination
+
+
+def _left(record: Record, now: datetime) -> float:
+    try:
+        return (parse_timestamp(record.expires or "") - now).total_seconds()
+    except ValueError:
+        return 0.0
 
 
 class Approvals:

@@ -15,7 +15,8 @@ from datetime import UTC, datetime, timedelta
 from weakref import WeakValueDictionary
 
 from egress_policy.approvals import Approvals
-from egress_policy.audit import AuditError, AuditLog, Record
+from egress_policy.audit import AuditLog, Record
+from egress_policy.audit_files import AuditError
 from egress_policy.decision import Key, Permit, Standing, decide
 from egress_policy.denial import Deny, DenyCode, Failure, FailureCode, Refusal
 from egress_policy.destination import Address, Destination

@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from egress_policy.accounts import as_owner_of
-from egress_policy.audit import AuditLog, read_records
+from egress_policy.audit import AuditLog
+from egress_policy.audit_reading import read_records
 from egress_policy.firewall import DEVELOPER_SANDBOX, delete_now, list_elements
 from egress_policy.grant import Grant
 from egress_policy.live_grants import match

@@ -7,7 +7,7 @@ proxy that starts takes it over, so that a restart loses nothing and leaves noth
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from egress_policy.audit import Record, parse_timestamp
 from egress_policy.destination import Destination, parse_host
@@ -33,8 +33,10 @@ def match(
     elements = {(element.address, element.port): element for element in held}
     unexplained = dict(elements)
     grants: list[HeldGrant] = []
-    for record in _unended(records, now):
+    for record in unended(records, now).values():
         grant = _grant_of(record)
+        if grant is None:
+            continue
         port = grant.destination.port
         kept = [elements[address, port] for address in grant.addresses if (address, port) in elements]
         if not kept:
@@ -47,21 +49,43 @@ def match(
     return grants, list(unexplained.values())
 
 
-def _unended(records: Iterable[Record], now: datetime) -> list[Record]:
-    """Keep the last `grant` record of each grant that has neither ended nor been revoked."""
-    live: dict[str, Record] = {}
+def unended(records: Iterable[Record], now: datetime) -> dict[str, Record]:
+    """Return the latest `grant` record of each grant, by id, that has neither ended nor been revoked."""
+    granted: dict[str, Record] = {}
+    ended: set[str] = set()
     for record in records:
         if record.id is None:
             continue
         if record.event == "grant":
-            live[record.id] = record
-        elif record.event in ("expire", "revoke"):
-            live.pop(record.id, None)
-    return [record for record in live.values() if _time(record.expires) > now]
+            granted[record.id] = record
+        elif record.event in {"expire", "revoke"}:
+            ended.add(record.id)
+    return {
+        grant_id: record
+        for grant_id, record in granted.items()
+        if grant_id not in ended and _ends_after(record, now)
+    }
 
 
-def _grant_of(record: Record) -> Grant:
-    expires = _time(record.expires)
+def _ends_after(record: Record, now: datetime) -> bool:
+    if record.expires is None:
+        return False
+    try:
+        return parse_timestamp(record.expires) > now
+    except ValueError:
+        return False
+
+
+def _grant_of(record: Record) -> Grant | None:
+    """Read a grant; None for a record that cannot be one, and so explains no element."""
+    try:
+        return _read(record)
+    except ValueError:
+        return None
+
+
+def _read(record: Record) -> Grant:
+    expires = parse_timestamp(record.expires or "")
     return Grant(
         id=record.id or "",
         agent=record.agent or "",
@@ -76,7 +100,3 @@ def _grant_of(record: Record) -> Grant:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-def _time(text: str | None) -> datetime:
-    return parse_timestamp(text) if text else datetime.min.replace(tzinfo=UTC)

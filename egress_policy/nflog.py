@@ -17,7 +17,8 @@ from errno import ENOBUFS, EPERM
 from os import strerror
 from typing import Self
 
-from egress_policy.audit import AuditError, Record
+from egress_policy.audit import Record
+from egress_policy.audit_files import AuditError
 from egress_policy.kernel_reports import Group, KernelReports
 from egress_policy.netlink import aligned, attribute, attributes
 from egress_policy.packet import Packet, read_packet

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from egress_policy.accounts import AccountError
 from egress_policy.approvals import Decided, Pending
-from egress_policy.audit import AuditError, AuditLog, Record, timestamp
+from egress_policy.audit import AuditLog, Record, timestamp
+from egress_policy.audit_files import AuditError
 from egress_policy.authorizer import Authorizer
 from egress_policy.feed_files import signature
 from egress_policy.firewall import FirewallError

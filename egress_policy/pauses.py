@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from egress_policy.audit import STANDARD_OUTPUT
+from egress_policy.audit_files import STANDARD_OUTPUT
 from egress_policy.policy import Policy
 
 type Target = tuple[str, str | None]

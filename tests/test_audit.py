@@ -15,16 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from egress_policy.audit import (
-    AuditError,
-    AuditLog,
-    Record,
-    live_grants,
-    parse_timestamp,
-    read_records,
-    timestamp,
-)
+from egress_policy.audit import AuditLog, Record, parse_timestamp, timestamp
 from egress_policy.audit_chain import BEGINNING
+from egress_policy.audit_files import AuditError
+from egress_policy.audit_reading import read_records
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 LATER = timestamp(NOW + timedelta(hours=1))
@@ -392,34 +386,3 @@ def test_only_what_is_recent_is_read(path: Path) -> None:
     write(path, record("2", time=timestamp(now - timedelta(days=2))), record("3", time=timestamp(now)))
     assert ids(path) == ["1", "2", "3"]
     assert ids(path, now - timedelta(days=1)) == ["3"]
-
-
-def grant(name: str, **fields: object) -> Record:
-    return record(name, **({"event": "grant", "expires": LATER} | fields))
-
-
-@pytest.mark.parametrize(
-    ("records", "live"),
-    [
-        ([grant("1")], ["1"]),
-        ([grant("1"), record("1", event="expire")], []),
-        ([grant("1"), record("1", event="revoke")], []),
-        ([record("1", event="revoke"), grant("1")], []),
-        ([grant("1"), record("2", event="revoke"), grant("3")], ["1", "3"]),
-        ([grant("1"), record("1", event="decision")], ["1"]),
-        ([grant("1", expires=timestamp(NOW))], []),
-        ([grant("1", expires=timestamp(NOW + timedelta(milliseconds=1)))], ["1"]),
-        ([grant("1", expires=None)], []),
-        ([grant("1", expires="soon")], []),
-        ([grant("1", expires="2999-01-01T00:00:00")], []),
-        ([grant("1", id=None)], []),
-        ([record("1", expires=LATER)], []),
-    ],
-)
-def test_live_grants_have_neither_ended_nor_been_revoked(records: list[Record], live: list[str]) -> None:
-    assert list(live_grants(records, NOW)) == live
-
-
-def test_the_latest_record_of_a_grant_counts() -> None:
-    moved = grant("1", addresses=("192.0.2.1", "192.0.2.2"))
-    assert live_grants([grant("1", addresses=("192.0.2.1",)), moved], NOW) == {"1": moved}

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egress_policy.audit import AuditError, AuditLog, Record, read_lines
+from egress_policy.audit import AuditLog, Record
 from egress_policy.audit_chain import BEGINNING, Finding, Verification, Witness, digest
+from egress_policy.audit_files import AuditError
+from egress_policy.audit_reading import read_lines
 
 
 def record(name: str) -> Record:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from egress_policy.audit import AuditLog, Record, read_records
+from egress_policy.audit import AuditLog, Record
+from egress_policy.audit_reading import read_records
 from egress_policy.authorizer import Authorizer
 from egress_policy.caller import Caller
 from egress_policy.denial import Deny, DenyCode

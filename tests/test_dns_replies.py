@@ -19,7 +19,8 @@ from mitmproxy import connection
 
 from dns_messages import pack, unpack
 from dns_replies import NameServer
-from egress_policy.audit import AuditLog, Record, read_records
+from egress_policy.audit import AuditLog, Record
+from egress_policy.audit_reading import read_records
 from egress_policy.authorizer import Authorizer
 from egress_policy.caller import Callers
 from egress_policy.denial import Deny, DenyCode

@@ -4,10 +4,15 @@ import ipaddress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pytest
+from msgspec import structs
+
+from egress_policy.approvals import still_valid
+from egress_policy.audit import Record, timestamp
 from egress_policy.destination import Destination
 from egress_policy.firewall import Element
 from egress_policy.grant import Grant
-from egress_policy.live_grants import match
+from egress_policy.live_grants import match, unended
 from egress_policy.records import element_comment, grant_record
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -90,3 +95,61 @@ def test_an_address_as_host_survives() -> None:
     grant = replace(GRANT, destination=Destination(IPV6, 443), addresses=(IPV6,))
     (held,), _ = match([grant_record("grant", grant)], [element(grant, IPV6)], NOW)
     assert held.grant.destination == Destination(IPV6, 443)
+
+
+LATER = timestamp(NOW + timedelta(hours=1))
+
+
+def record(name: str, **fields: object) -> Record:
+    return Record(**({"time": timestamp(NOW), "event": "decision", "id": name} | fields))  # type: ignore[arg-type]
+
+
+def grant(name: str, **fields: object) -> Record:
+    return record(name, **({"event": "grant", "expires": LATER} | fields))
+
+
+@pytest.mark.parametrize(
+    ("records", "live"),
+    [
+        ([grant("1")], ["1"]),
+        ([grant("1"), record("1", event="expire")], []),
+        ([grant("1"), record("1", event="revoke")], []),
+        ([record("1", event="revoke"), grant("1")], []),
+        ([grant("1"), record("2", event="revoke"), grant("3")], ["1", "3"]),
+        ([grant("1"), record("1", event="decision")], ["1"]),
+        ([grant("1", expires=timestamp(NOW))], []),
+        ([grant("1", expires=timestamp(NOW + timedelta(milliseconds=1)))], ["1"]),
+        ([grant("1", expires=None)], []),
+        ([grant("1", expires="soon")], []),
+        ([grant("1", expires="2999-01-01T00:00:00")], []),
+        ([grant("1", id=None)], []),
+        ([record("1", expires=LATER)], []),
+    ],
+)
+def test_a_grant_is_live_until_it_ended_or_was_revoked(records: list[Record], live: list[str]) -> None:
+    assert list(unended(records, NOW)) == live
+
+
+def test_the_latest_record_of_a_grant_counts() -> None:
+    moved = grant("1", addresses=("192.0.2.1", "192.0.2.2"))
+    assert unended([grant("1", addresses=("192.0.2.1",)), moved], NOW) == {"1": moved}
+
+
+DAMAGED: dict[str, object] = {"host": "a b", "expires": "soon", "addresses": ("x",), "port": None}
+
+
+@pytest.mark.parametrize("field", DAMAGED)
+def test_a_damaged_record_explains_nothing_and_stops_nothing(field: str) -> None:
+    """Whoever damages the log closes something; he keeps no proxy from starting."""
+    whole = grant_record("grant", GRANT)
+    damaged = structs.replace(whole, **{field: DAMAGED[field]})
+    held = [element(GRANT, IPV4)]
+    assert len(match([whole], held, NOW)[0]) == 1
+    assert match([damaged], held, NOW) == ([], held)
+    approval = record(
+        "1", event="approval", outcome="permit", agent="alice", host="a.example", port=443, expires=LATER
+    )
+    assert len(still_valid([approval], NOW)) == 1
+    assert len(still_valid([structs.replace(approval, **{field: DAMAGED[field]})], NOW)) == (
+        field == "addresses"
+    )

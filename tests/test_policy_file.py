@@ -233,6 +233,30 @@ def test_what_a_part_says_is_checked_though_another_cannot_be_read(write: Write)
             "owner_user: alice", "owner_user: 2003", "owner_user: is an agent's user", id="owner's uid"
         ),
         pytest.param(
+            "version: 1",
+            "version: 1\noperators: [agent-alice]",
+            "operators[0]: is an agent's user",
+            id="operator",
+        ),
+        pytest.param(
+            "version: 1",
+            "version: 1\noperators: [2003]",
+            "operators[0]: is an agent's user",
+            id="operator's uid",
+        ),
+        pytest.param(
+            "version: 1",
+            "version: 1\noperators: [3000-3001]",
+            "is a range: name each operator",
+            id="operators",
+        ),
+        pytest.param(
+            "    loopback: [1024",
+            "    approval: always\n    loopback: [1024",
+            "'always' is not never",
+            id="approval",
+        ),
+        pytest.param(
             "max_destinations: 50", "max_destinations: 0", "0 is not a number of live grants", id="none"
         ),
         pytest.param("{cidr: 192.0.2.0/24}", "{cidr: 192.0.2.1/24}", "did you mean 192.0.2.0/24?", id="cidr"),

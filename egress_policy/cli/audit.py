@@ -15,9 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from egress_policy.accounts import AccountError, proxy_uid
-from egress_policy.audit import AuditError, Record, read_lines, read_records
+from egress_policy.audit import Record
 from egress_policy.audit_chain import Verification
+from egress_policy.audit_files import AuditError
 from egress_policy.audit_query import Group, Kind, Query, grouped, one_line, read_since
+from egress_policy.audit_reading import read_lines, read_records
 from egress_policy.cli.options import Host, audit_option, check_log, json_option, policy_option
 from egress_policy.journal import JournalError, told
 from egress_policy.policy_file import load_policy

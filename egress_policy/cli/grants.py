@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from egress_policy.audit import AuditError, read_records, timestamp
+from egress_policy.audit import timestamp
+from egress_policy.audit_files import AuditError
+from egress_policy.audit_reading import read_records
 from egress_policy.cli.options import audit_option, control_option, json_option, policy_option
 from egress_policy.control_client import ControlRefusedError, ControlUnreachableError, call
 from egress_policy.firewall import DEVELOPER_SANDBOX, Element, FirewallError, list_elements

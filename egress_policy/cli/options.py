@@ -6,7 +6,7 @@ from typing import override
 
 import click
 
-from egress_policy.audit import STANDARD_OUTPUT
+from egress_policy.audit_files import STANDARD_OUTPUT
 from egress_policy.audit_query import read_host
 
 

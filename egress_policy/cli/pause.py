@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from egress_policy.accounts import AccountError, as_owner_of
-from egress_policy.audit import AuditError, AuditLog, Record, timestamp
+from egress_policy.audit import AuditLog, Record, timestamp
+from egress_policy.audit_files import AuditError
 from egress_policy.cli.options import audit_option, control_option, policy_option
 from egress_policy.control_client import ControlRefusedError, ControlUnreachableError, call
 from egress_policy.firewall import FirewallError

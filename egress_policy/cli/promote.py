@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 import msgspec
 
-from egress_policy.audit import AuditError, read_records
+from egress_policy.audit_files import AuditError
 from egress_policy.audit_query import read_since
+from egress_policy.audit_reading import read_records
 from egress_policy.cli.options import audit_option, check_log, json_option, policy_option
 from egress_policy.destination import Destination, InvalidHostError, parse_name
 from egress_policy.policy import KNOWN_BAD, KNOWN_GOOD, Policy

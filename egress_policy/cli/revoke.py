@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from egress_policy.audit import AuditError
+from egress_policy.audit_files import AuditError
 from egress_policy.cli.options import GrantId, Host, audit_option, control_option, policy_option
 from egress_policy.control_client import ControlRefusedError, ControlUnreachableError, call
 from egress_policy.firewall import FirewallError
