@@ -123,20 +123,21 @@ class Scope:
         if isinstance(sys.stdout, io.TextIOWrapper):
             # What is logged must not wait in a buffer where a journal or a file takes it.
             sys.stdout.reconfigure(line_buffering=True)
+        # Before anybody can tell that we run: who waits for the port asks at once, and an unexpected signal ends us.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_asked.set)
         await self._operations.take_back_paused()
-        await _listen(started.modes)
         try:
             serve(Path(ctx.options.scope_control), self._operations, lambda: self._started.authorizer.policy)
         except ControlError as error:
             # Traffic is decided all the same; what cannot be asked over the socket, `revoke` does in the kernel.
             _logger.error("egress-policy: %s", error)
+        await _listen(started.modes)
         _logger.info("egress-policy: in force, %d grants taken over", len(started.authorizer.ledger))
         if not ctx.options.has_changed("termlog_verbosity"):
             # Every connection and every streamed answer is a line otherwise; the audit log has what matters.
             ctx.options.update(termlog_verbosity="warn")
             # mitmproxy makes a record of each all the same, for whoever may listen.
             logging.getLogger("mitmproxy.proxy").setLevel(logging.WARNING)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_asked.set)
         self._keep_known_good()
         self._tasks = [
             asyncio.create_task(self._or_exit(work))

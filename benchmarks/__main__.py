@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import feeds
+from benchmarks import audit, feeds
 from deploy.demo.lab import ALICE, NAMESERVERS, OTHER, Lab
 
 HOST = "bench.example"
@@ -132,7 +132,7 @@ def _print(kind: str, turns: list[tuple[Turn, Turn]]) -> None:
 
 
 if __name__ == "__main__":
-    benchmarks = {"https": main, "feeds": feeds.main}
+    benchmarks = {"https": main, "feeds": feeds.main, "audit": audit.main}
     for chosen in sys.argv[1:] or benchmarks:
         if chosen not in benchmarks:
             sys.exit(f"{chosen!r} is no benchmark: there are {', '.join(benchmarks)}")
