@@ -54,6 +54,7 @@ HARMLESS = {
 # Which rooms may import a library that talks to something.
 ROOMS = {
     "mitmproxy": set[str](),
+    "cryptography": {"trust_files"},
     "dns": {"resolver"},
     "pyroute2": {"firewall", "caller", "socket_owner", "nflog"},
     "click": {"cli"},

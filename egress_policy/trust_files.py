@@ -1,0 +1,155 @@
+"""Writes what runtimes are told to trust: the system's roots and the proxy's CA, in the forms that they read.
+
+Only certificates leave the proxy's folder: what is written is made anew from those that were read.
+"""
+
+import contextlib
+import os
+import re
+import ssl
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding
+from cryptography.hazmat.primitives.serialization.pkcs12 import (
+    PKCS12Certificate,
+    serialize_java_truststore,
+)
+from cryptography.utils import CryptographyDeprecationWarning
+
+from egress_policy.trust_kit import STORE_PASSWORD, TrustFiles
+
+SYSTEM_ROOTS = (
+    Path("/etc/ssl/certs/ca-certificates.crt"),  # Debian, Ubuntu, Arch, Alpine
+    Path("/etc/pki/tls/certs/ca-bundle.crt"),  # Fedora, RHEL
+    Path("/etc/ssl/ca-bundle.pem"),  # openSUSE
+)
+_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+
+
+class TrustError(Exception):
+    """The files cannot be read or written: the message says which, why, and what to do."""
+
+
+def system_roots() -> Path:
+    """Return the operating system's own bundle. Raises TrustError."""
+    for path in SYSTEM_ROOTS:
+        if path.exists():
+            return path
+    raise TrustError(
+        "the system's roots were not found: install ca-certificates, or name their file with --roots"
+    )
+
+
+def read_authority(ca: Path) -> x509.Certificate:
+    """Read the CA's certificate, of a file that holds it alone.
+
+    Raises TrustError, also where the file holds a private key: whoever named it meant another one.
+    """
+    content = _read(ca)
+    if b"PRIVATE KEY-----" in content:
+        raise TrustError(f"{ca} holds a private key, which nobody may be given: name the certificate's file")
+    certificates = _certificates(ca, content)
+    if len(certificates) != 1:
+        raise TrustError(f"{ca} holds {len(certificates)} certificates; it must be the CA's alone")
+    try:
+        certificate = x509.load_der_x509_certificate(certificates[0])
+    except ValueError as error:
+        raise TrustError(f"{ca} cannot be understood: {error}") from None
+    try:
+        is_authority = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (x509.ExtensionNotFound, ValueError):
+        is_authority = False
+    if not is_authority:
+        raise TrustError(f"{ca} is not a CA's certificate")
+    return certificate
+
+
+def read_certificates(path: Path) -> list[bytes]:
+    """Read a PEM file's certificates, each as DER. Raises TrustError."""
+    return _certificates(path, _read(path))
+
+
+def write_trust_files(ca: Path, directory: Path, roots: Path | None = None) -> TrustFiles:
+    """Write the files into a folder, which is made if need be; each is replaced whole.
+
+    `ca` is the proxy's certificate (`mitmproxy-ca-cert.pem` of its confdir), `roots` the bundle that it is added to;
+    default is the operating system's. The folder must belong to whoever calls this: others could exchange
+    what runtimes are to trust. Raises TrustError.
+    """
+    authority = read_authority(ca).public_bytes(Encoding.DER)
+    others = read_certificates(roots or system_roots())
+    certificates = [*(one for one in others if one != authority), authority]
+    trust = TrustFiles(directory)
+    contents = {
+        trust.authority: _pem([authority]),
+        trust.bundle: _pem(certificates),
+        trust.java: _java(certificates),
+        trust.wget: f"ca_certificate = {trust.bundle}\n".encode(),
+        trust.apt: f'Acquire::https::CAInfo "{trust.bundle}";\n'.encode(),
+    }
+    try:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        status = directory.stat()
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise TrustError(
+                f"others may write to {directory}, and exchange what is trusted: chown it to yourself, and chmod go-w"
+            )
+        for path, content in contents.items():
+            _replace(path, content)
+    except OSError as error:
+        raise TrustError(f"{error.filename or directory} cannot be written: {error.strerror}") from None
+    return trust
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise TrustError(f"{path} is missing") from None
+    except OSError as error:
+        raise TrustError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _certificates(path: Path, content: bytes) -> list[bytes]:
+    try:
+        found = [ssl.PEM_cert_to_DER_cert(block.decode()) for block in _BLOCK.findall(content)]
+    except ValueError:
+        raise TrustError(f"{path} is no readable PEM file") from None
+    if not found:
+        raise TrustError(f"{path} holds no certificate in PEM")
+    return found
+
+
+def _pem(certificates: Sequence[bytes]) -> bytes:
+    return "".join(map(ssl.DER_cert_to_PEM_cert, certificates)).encode()
+
+
+def _java(certificates: Sequence[bytes]) -> bytes:
+    entries = [
+        PKCS12Certificate(one, f"root-{number}".encode()) for number, one in enumerate(_parsed(certificates))
+    ]
+    return serialize_java_truststore(entries, BestAvailableEncryption(STORE_PASSWORD.encode()))
+
+
+def _parsed(certificates: Sequence[bytes]) -> Iterator[x509.Certificate]:
+    """Leave out what the library does not take: systems carry old roots that break the rules of today."""
+    with warnings.catch_warnings(action="ignore", category=CryptographyDeprecationWarning):
+        for certificate in certificates:
+            with contextlib.suppress(ValueError):
+                yield x509.load_der_x509_certificate(certificate)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    new = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            os.fchmod(file.fileno(), 0o644)
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
