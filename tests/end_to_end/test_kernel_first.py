@@ -118,7 +118,7 @@ def test_after_the_ttl_dns_is_asked_again_and_the_grant_s_end_stays(lab: Lab) ->
     assert (answer.status, moved in answer.body) == (200, True)
     now = held(lab, "moving.example")
     assert set(now) == {grant_id}
-    assert abs(left - (time.monotonic() - begun) - now[grant_id]) < 0.5
+    assert abs(left - (time.monotonic() - begun) - now[grant_id]) < 1.5
     assert lab.run(
         ["nft", "get", "element", "inet", "egress-policy", "developer-sandbox", f"{{ {moved} . 443 }}"]
     ).stdout

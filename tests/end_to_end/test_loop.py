@@ -148,7 +148,7 @@ def test_a_grant_s_end_cuts_a_running_transfer_and_is_on_record(lab: Lab) -> Non
         "https://slow.example/slow-stream", uid=ALICE, headers={"X-Agent-Scope": "sandbox-alice;ttl=2"}
     )
     assert cut.exit != 0
-    assert 1.5 < time.monotonic() - started < 4
+    assert 1.5 < time.monotonic() - started < 8
     grant = next(
         record for record in lab.audit() if record["event"] == "grant" and record["host"] == "slow.example"
     )
@@ -211,7 +211,7 @@ def test_a_browser_gets_a_page(lab: Lab) -> None:
 def test_what_is_not_for_agents_is_refused_at_once(lab: Lab, target: str, port: str) -> None:
     shown = lab.run(["python3", "-c", PROBE, target, port], uid=ALICE).stdout.split()
     assert shown[0] == "refused"
-    assert float(shown[1]) < 0.5
+    assert float(shown[1]) < 0.9
 
 
 PROBE = """

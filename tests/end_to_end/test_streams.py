@@ -393,10 +393,10 @@ def test_all_frames_of_a_websocket_count(lab: Lab, kind: int) -> None:
 
 
 def test_a_websocket_ends_with_its_grant(lab: Lab) -> None:
-    exchanged = websocket(lab, "sandbox-alice;intent=short", [200] * 60, 0.05)
+    exchanged = websocket(lab, "sandbox-alice;intent=short", [200] * 200, 0.05)
     assert exchanged["status"] == 101
-    assert 0 < exchanged["echoed"] < 200 * 60
-    assert 0.5 < exchanged["seconds"] < 2
+    assert 0 < exchanged["echoed"] < 200 * 200
+    assert 0.5 < exchanged["seconds"] < 6
 
 
 def test_an_answer_that_switches_to_another_protocol_is_no_tunnel(lab: Lab) -> None:
@@ -437,14 +437,14 @@ def test_a_stream_is_passed_on_as_it_comes(lab: Lab) -> None:
     code = (
         "import subprocess, sys, time\n"
         "begun = time.monotonic()\n"
-        "curl = subprocess.Popen(['curl', '-sSN', '--max-time', '3', '-H', 'X-Agent-Scope: sandbox-alice',\n"
+        "curl = subprocess.Popen(['curl', '-sSN', '--max-time', '20', '-H', 'X-Agent-Scope: sandbox-alice',\n"
         "    'https://b.example/slow-stream'], stdout=subprocess.PIPE)\n"
         "print(curl.stdout.readline(), curl.stdout.readline(), time.monotonic() - begun)\n"
         "curl.kill()\n"
     )
     shown = lab.python(code, uid=ALICE).stdout
     assert shown.startswith("b'line 1\\n' b'line 2\\n'")
-    assert float(shown.split()[-1]) < 1.5
+    assert float(shown.split()[-1]) < 10
 
 
 # Sends a head, and then 300 megabytes for as long as they are taken. Says how many were, and what came back.
