@@ -1,14 +1,15 @@
-"""Limits to what one peer can have the proxy keep in memory; mitmproxy has none of its own for these.
+"""Limits to what one peer can have the proxy keep in memory, and to how it may write; mitmproxy has none for these.
 
 They hold for both sides: an origin may be as hostile as an agent.
 """
 
-from typing import Any
+from typing import Any, override
 
 import h11
 from h11._readers import ChunkedReader
 from h11._receivebuffer import ReceiveBuffer
 from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import http
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Http1Server
@@ -39,8 +40,27 @@ class _BoundedHttp1(Http1Connection):
         yield from super().read_body(event)
 
 
+class _Lines(ReceiveBuffer):
+    """Keeps control characters of a head where read_request() sees them.
+
+    mitmproxy strips values as Python does, vertical tabs and form feeds included: an origin that does not would read
+    `Transfer-Encoding: <VT>chunked` otherwise.
+    """
+
+    _CONTROL = bytes(0 if byte < 0x20 or byte == 0x7F else byte for byte in range(256))
+
+    @override
+    def maybe_extract_lines(self) -> list[bytearray] | None:
+        lines = super().maybe_extract_lines()
+        return lines and [line.translate(self._CONTROL) for line in lines]
+
+
 class BoundedServer(_BoundedHttp1, Http1Server):
     """The client's side of HTTP/1."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.buf = _Lines()
 
 
 class BoundedClient(_BoundedHttp1, Http1Client):

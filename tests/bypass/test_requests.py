@@ -247,6 +247,12 @@ def test_control_characters_in_http2(world: World, field: tuple[str, str]) -> No
         "Transfer-Encoding : chunked",
         " Transfer-Encoding: chunked",
         "X: y\r\n Transfer-Encoding: chunked",
+        "Transfer-Encoding: \vchunked",
+        "Transfer-Encoding: chunked\f",
+        "Transfer-Encoding:\tchunked",
+        "Transfer-Encoding: chunked\r",
+        "Content-Length: \v5",
+        "Content-Length: 5\0",
         "Content-Length: +5",
         "Content-Length: 0x5",
         "Content-Length: -1",
@@ -265,7 +271,9 @@ def test_framing(world: World, framing: str) -> None:
     outcome="denied: `request_malformed`",
     barriers=BOTH,
 )
-@pytest.mark.parametrize("value", ["a\rb", "a\0b", "a\tb", "a\r\n b", "a\r\n\tb", "a\x7fb", "a\nb"])
+@pytest.mark.parametrize(
+    "value", ["a\rb", "a\0b", "a\tb", "a\r\n b", "a\r\n\tb", "a\x7fb", "a\nb", "a\r", "\ta", "\va"]
+)
 def test_field_values(world: World, value: str) -> None:
     denied(
         world, world.raw_name(), f"GET /M HTTP/1.1\r\nHost: HOST\r\nX: {value}\r\nSCOPE\r\n", codes=MALFORMED
