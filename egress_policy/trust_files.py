@@ -9,13 +9,15 @@ import re
 import ssl
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding
 from cryptography.hazmat.primitives.serialization.pkcs12 import (
     PKCS12Certificate,
+    load_pkcs12,
     serialize_java_truststore,
 )
 from cryptography.utils import CryptographyDeprecationWarning
@@ -80,6 +82,9 @@ def write_trust_files(ca: Path, directory: Path, roots: Path | None = None) -> T
     default is the operating system's. The folder must belong to whoever calls this: others could exchange
     what runtimes are to trust. Raises TrustError.
     """
+    if re.search(r"[\s\"'\\]", str(directory)):
+        # Where several options stand in one variable, and in apt's file, it would not be read as one path.
+        raise TrustError(f"the folder's name must be without spaces and quotes, unlike {str(directory)!r}")
     authority = read_authority(ca).public_bytes(Encoding.DER)
     others = read_certificates(roots or system_roots())
     certificates = [*(one for one in others if one != authority), authority]
@@ -88,8 +93,8 @@ def write_trust_files(ca: Path, directory: Path, roots: Path | None = None) -> T
         trust.authority: _pem([authority]),
         trust.bundle: _pem(certificates),
         trust.java: _java(certificates),
-        trust.wget: f"ca_certificate = {trust.bundle}\n".encode(),
-        trust.apt: f'Acquire::https::CAInfo "{trust.bundle}";\n'.encode(),
+        trust.wget: _wget(trust),
+        trust.apt: _apt(trust),
     }
     try:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -103,6 +108,25 @@ def write_trust_files(ca: Path, directory: Path, roots: Path | None = None) -> T
     except OSError as error:
         raise TrustError(f"{error.filename or directory} cannot be written: {error.strerror}") from None
     return trust
+
+
+def find_faults(trust: TrustFiles, ca: bytes) -> dict[Path, str]:
+    """Say what is wrong with each file that would keep its readers from trusting this CA (its certificate, as DER)."""
+    no_ca = "does not hold the proxy's CA"
+    checks: dict[Path, tuple[Callable[[], bool], str]] = {
+        trust.bundle: (lambda: ca in read_certificates(trust.bundle), no_ca),
+        trust.java: (lambda: ca in _read_store(trust.java), no_ca),
+        trust.wget: (lambda: _read(trust.wget) == _wget(trust), "does not name the bundle"),
+        trust.apt: (lambda: _read(trust.apt) == _apt(trust), "does not name the bundle"),
+    }
+    faults = {}
+    for path, (is_well, fault) in checks.items():
+        try:
+            if not is_well():
+                faults[path] = f"{path} {fault}"
+        except TrustError as error:
+            faults[path] = str(error)
+    return faults
 
 
 def _read(path: Path) -> bytes:
@@ -128,6 +152,14 @@ def _pem(certificates: Sequence[bytes]) -> bytes:
     return "".join(map(ssl.DER_cert_to_PEM_cert, certificates)).encode()
 
 
+def _wget(trust: TrustFiles) -> bytes:
+    return f"ca_certificate = {trust.bundle}\n".encode()
+
+
+def _apt(trust: TrustFiles) -> bytes:
+    return f'Acquire::https::CAInfo "{trust.bundle}";\n'.encode()
+
+
 def _java(certificates: Sequence[bytes]) -> bytes:
     entries = [
         PKCS12Certificate(one, f"root-{number}".encode()) for number, one in enumerate(_parsed(certificates))
@@ -135,12 +167,25 @@ def _java(certificates: Sequence[bytes]) -> bytes:
     return serialize_java_truststore(entries, BestAvailableEncryption(STORE_PASSWORD.encode()))
 
 
+def _read_store(path: Path) -> list[bytes]:
+    with _lenient():
+        try:
+            held = load_pkcs12(_read(path), STORE_PASSWORD.encode()).additional_certs
+        except ValueError:
+            raise TrustError(f"{path} is no PKCS #12 store, or has another password") from None
+    return [one.certificate.public_bytes(Encoding.DER) for one in held]
+
+
 def _parsed(certificates: Sequence[bytes]) -> Iterator[x509.Certificate]:
     """Leave out what the library does not take: systems carry old roots that break the rules of today."""
-    with warnings.catch_warnings(action="ignore", category=CryptographyDeprecationWarning):
+    with _lenient():
         for certificate in certificates:
             with contextlib.suppress(ValueError):
                 yield x509.load_der_x509_certificate(certificate)
+
+
+def _lenient() -> AbstractContextManager[None]:
+    return warnings.catch_warnings(action="ignore", category=CryptographyDeprecationWarning)
 
 
 def _replace(path: Path, content: bytes) -> None:

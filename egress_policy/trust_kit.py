@@ -4,6 +4,7 @@ Most of them replace the system's roots, so what they name is a bundle of both. 
 small file that a variable names (wget's, apt's).
 """
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,9 @@ def variables(trust: TrustFiles, scope: str | None = None) -> dict[str, str]:
                 f"-Djavax.net.ssl.trustStorePassword={STORE_PASSWORD}",
             )
         ),
-        "WGETRC": str(trust.wget),
+        # In the place of /etc/wgetrc; unlike WGETRC it leaves the user's own ~/.wgetrc in force.
+        "SYSTEM_WGETRC": str(trust.wget),
+        # Read before apt's other files, and beside them (apt.conf(5)).
         "APT_CONFIG": str(trust.apt),
         **({} if scope is None else _headers(scope)),
     }
@@ -95,3 +98,10 @@ def _headers(scope: str) -> dict[str, str]:
     }
     # Gemini CLI separates fields by commas, and would send half of a reason that has one.
     return given if "," in scope else {**given, "GEMINI_CLI_CUSTOM_HEADERS": field}
+
+
+def import_command(trust: TrustFiles) -> str:
+    """Return the command by which a user's Chromium trusts the CA: its database is the user's own (certutil(1))."""
+    return (
+        f"certutil -d sql:$HOME/.pki/nssdb -A -t C,, -n egress-policy -i {shlex.quote(str(trust.authority))}"
+    )

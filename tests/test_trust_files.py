@@ -9,7 +9,13 @@ from cryptography.hazmat.primitives.serialization.pkcs12 import load_pkcs12
 from mitmproxy.certs import CertStore
 
 from deploy.demo.certificates import Authority
-from egress_policy.trust_files import TrustError, read_authority, read_certificates, write_trust_files
+from egress_policy.trust_files import (
+    TrustError,
+    find_faults,
+    read_authority,
+    read_certificates,
+    write_trust_files,
+)
 from egress_policy.trust_kit import BUNDLE_VARIABLES, STORE_PASSWORD, TrustFiles, variables
 
 FIELD = 'sandbox-alice;reason="read the docs"'
@@ -120,10 +126,36 @@ def test_a_folder_that_others_may_write_to_is_refused(confdir: Path, roots: Path
         write_trust_files(confdir / "mitmproxy-ca-cert.pem", tmp_path, roots)
 
 
+@pytest.mark.parametrize("name", ["two words", 'a"quote', "new\nline", "back\\slash"])
+def test_a_folder_s_name_must_be_one_word_everywhere(
+    confdir: Path, roots: Path, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(TrustError, match="without spaces and quotes"):
+        write_trust_files(confdir / "mitmproxy-ca-cert.pem", tmp_path / name, roots)
+
+
 def test_a_folder_that_cannot_be_is_said(confdir: Path, roots: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(TrustError, match="cannot be written"):
         write_trust_files(confdir / "mitmproxy-ca-cert.pem", tmp_path / "file", roots)
+
+
+def test_faults_are_found_file_by_file(confdir: Path, roots: Path, tmp_path: Path) -> None:
+    """A CA that was made anew, a file that is gone, one that somebody wrote by hand."""
+    trust = write_trust_files(confdir / "mitmproxy-ca-cert.pem", tmp_path, roots)
+    (ca,) = read_certificates(trust.authority)
+    assert find_faults(trust, ca) == {}
+    assert set(find_faults(trust, ca + b"\0")) == {trust.bundle, trust.java}
+    trust.bundle.write_text("nothing")
+    trust.java.write_text("nothing")
+    trust.wget.unlink()
+    trust.apt.write_text("nothing")
+    assert find_faults(trust, ca) == {
+        trust.bundle: f"{trust.bundle} holds no certificate in PEM",
+        trust.java: f"{trust.java} is no PKCS #12 store, or has another password",
+        trust.wget: f"{trust.wget} is missing",
+        trust.apt: f"{trust.apt} does not name the bundle",
+    }
 
 
 def test_the_scope_goes_where_tools_take_header_fields(trust: TrustFiles) -> None:
@@ -154,6 +186,6 @@ def test_a_comma_is_not_given_to_a_tool_that_would_cut_there(trust: TrustFiles) 
 def test_every_variable_names_a_file_that_is_there(trust: TrustFiles) -> None:
     given = variables(trust)
     assert {given[name] for name in BUNDLE_VARIABLES} == {str(trust.bundle)}
-    assert Path(given["WGETRC"]).read_text() == f"ca_certificate = {trust.bundle}\n"
+    assert Path(given["SYSTEM_WGETRC"]).read_text() == f"ca_certificate = {trust.bundle}\n"
     assert Path(given["APT_CONFIG"]).read_text() == f'Acquire::https::CAInfo "{trust.bundle}";\n'
     assert f"trustStore={trust.java} " in given["JAVA_TOOL_OPTIONS"]

@@ -10,6 +10,7 @@ from egress_policy.cli.audit import audit
 from egress_policy.cli.check import check
 from egress_policy.cli.diff import diff
 from egress_policy.cli.doctor import doctor
+from egress_policy.cli.env import env
 from egress_policy.cli.explain import explain
 from egress_policy.cli.export import export
 from egress_policy.cli.grants import grants
@@ -42,6 +43,7 @@ for _command in (
     decline,
     diff,
     promote,
+    env,
     doctor,
     export,
 ):
