@@ -51,6 +51,9 @@ class Connections:
         self._open: dict[str, ClientConnection] = {}
         self._count: Counter[str | None] = Counter()
 
+    def __len__(self) -> int:
+        return len(self._open)
+
     def add(self, opened: ClientConnection) -> bool:
         """Enter a new connection, unless its agent has too many; tell whether it may go on."""
         agent = opened.caller.agent

@@ -22,6 +22,7 @@ from egress_policy.policy import Policy
 from egress_policy.policy_source import PolicyFileError
 from egress_policy.records import policy_record
 from egress_policy.resolver import ResolutionFailedError, Resolver
+from egress_policy.status import version_of
 
 _INTERVAL = 1.0
 """Seconds between two looks at the files; what changed must look the same twice, so that it is written whole."""
@@ -32,6 +33,7 @@ _logger = logging.getLogger(__name__)
 async def reload(started: start_up.Started, settings: options.Options) -> start_up.Started:
     """Put the policy file in force as it is now, or leave all as it is and say why in log and audit log."""
     path = Path(settings.scope_policy)
+    version = version_of(path)
     try:
         policy = await asyncio.to_thread(start_up.load_and_watch, path, started.feeds)
         _check_same_proxy(started.authorizer.policy, policy)
@@ -40,12 +42,13 @@ async def reload(started: start_up.Started, settings: options.Options) -> start_
         modes = start_up.listening_modes(policy, settings)
         await asyncio.to_thread(put_in_force, policy, resolver.nameservers, started.authorizer.pauses)
     except PolicyFileError as error:
-        _say(started, f"{path} has errors, the policy stays as it was: {error}", "fail")
+        _stays(started, f"{path} has errors, the policy stays as it was: {error}")
         return started
     except (AccountError, FirewallError, ResolutionFailedError, start_up.StartError) as error:
-        _say(started, f"{path} cannot be put in force, the policy stays as it was: {error}", "fail")
+        _stays(started, f"{path} cannot be put in force, the policy stays as it was: {error}")
         return started
     revoked = await started.authorizer.adopt(policy, resolver)
+    started.policy_status.taken(version, started.feeds.kept)
     _say(started, f"{path} is in force: it changed, and {revoked} grants were revoked")
     for feed, why in started.feeds.kept.items():
         _say(started, f"the feed {feed} could not be read: {why}", "fail")
@@ -73,6 +76,11 @@ def _check_same_proxy(old: Policy, new: Policy) -> None:
         new.proxy.dns_port,
     ):
         raise start_up.StartError("proxy.user, proxy.port and proxy.dns_port need a restart of the proxy")
+
+
+def _stays(started: start_up.Started, why: str) -> None:
+    started.policy_status.refused(why)
+    _say(started, why, "fail")
 
 
 def _say(started: start_up.Started, what: str, outcome: str | None = None) -> None:

@@ -45,6 +45,7 @@ from egress_policy.policy import KNOWN_GOOD, Inspection
 from egress_policy.problem import problem_of, render
 from egress_policy.records import Asked
 from egress_policy.scope import HEADER
+from egress_policy.status import Status
 
 # RFC 9849: the extension that hides the real server name inside an encrypted ClientHello.
 _ENCRYPTED_CLIENT_HELLO = 0xFE0D
@@ -74,6 +75,7 @@ class Scope:
         self._name_server: dns_replies.NameServer
         self._kernel_log: KernelLog
         self._operations: Operations
+        self._status: Status
 
     # Life
 
@@ -111,6 +113,12 @@ class Scope:
                 pauses_file(ctx.options.scope_audit),
                 self._reload_asked.set,
             )
+            self._status = Status(
+                self._started.authorizer,
+                self._started.audit,
+                self._started.policy_status,
+                self._connections.__len__,
+            )
             ctx.options.update(**safe_options.SAFE)
         except start_up.StartError as error:
             _exit(str(error))
@@ -127,7 +135,12 @@ class Scope:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_asked.set)
         await self._operations.take_back_paused()
         try:
-            serve(Path(ctx.options.scope_control), self._operations, lambda: self._started.authorizer.policy)
+            serve(
+                Path(ctx.options.scope_control),
+                self._operations,
+                lambda: self._started.authorizer.policy,
+                self._status,
+            )
         except ControlError as error:
             # Traffic is decided all the same; what cannot be asked over the socket, `revoke` does in the kernel.
             _logger.error("egress-policy: %s", error)

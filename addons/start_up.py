@@ -38,6 +38,7 @@ from egress_policy.policy_file import load
 from egress_policy.policy_source import PolicyFileError
 from egress_policy.records import policy_record
 from egress_policy.resolver import Resolver
+from egress_policy.status import PolicyStatus, version_of
 
 DEFAULT_CONFDIR = "/var/lib/egress-policy/ca"
 
@@ -66,12 +67,14 @@ class Started:
     callers: Callers
     port: int
     modes: tuple[str, ...]
+    policy_status: PolicyStatus
 
 
 def start(settings: options.Options, on_end: Callable[[LiveGrant], None]) -> Started:
     """Check and load everything. Raises StartError."""
     try:
         feeds = FeedFiles()
+        version = version_of(Path(settings.scope_policy))
         policy = load_and_watch(Path(settings.scope_policy), feeds)
         uid = proxy_uid(policy)
         if os.getuid() != uid:
@@ -108,6 +111,7 @@ def start(settings: options.Options, on_end: Callable[[LiveGrant], None]) -> Sta
         _callers(policy, uids),
         settings.listen_port or policy.proxy.port,
         listening_modes(policy, settings),
+        PolicyStatus(Path(settings.scope_policy), version),
     )
 
 

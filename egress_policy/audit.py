@@ -90,11 +90,15 @@ def parse_timestamp(text: str) -> datetime:
 
 
 class AuditLog:
-    """Appends records to a file, or with `-` to standard output. Raises AuditError if it cannot be opened."""
+    """Appends records to a file, or with `-` to standard output. Raises AuditError if it cannot be opened.
+
+    `newest` is the last line's hash, `failures` counts the records that could not be written.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.newest = BEGINNING
+        self.failures = 0
         self._end = 0
         self._file = os.dup(1) if path == STANDARD_OUTPUT else self._open()
         if path != STANDARD_OUTPUT:
@@ -112,9 +116,11 @@ class AuditLog:
             else:
                 line, written, wanted = self._append(encoded)
         except OSError as error:
+            self.failures += 1
             raise AuditError(f"cannot write the audit log {self.path}: {reason_of(error)}") from error
         if written < wanted:
             self._end = -1
+            self.failures += 1
             raise AuditError(f"cannot write the audit log {self.path}: the disk took half a line; make room")
         self.newest = digest(line)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from weakref import WeakValueDictionary
 
+from egress_policy import metrics
 from egress_policy.approvals import Approvals
 from egress_policy.audit import AuditLog, Record
 from egress_policy.audit_files import AuditError
@@ -65,7 +66,7 @@ class Authorizer:
         self.ledger = Ledger()
         self.pauses = NOTHING
         self.approvals = Approvals(clock)
-        self._resolver = resolver
+        self.resolver = resolver
         self._elements = elements
         self._audit = audit
         self._on_end = on_end
@@ -80,6 +81,10 @@ class Authorizer:
 
     async def authorize(self, asked: Asked) -> Verdict:
         """Take one request through every step of the decision, and put the outcome on record."""
+        with metrics.DECISION.time():
+            return await self._authorize(asked)
+
+    async def _authorize(self, asked: Asked) -> Verdict:
         permit: Permit | None = None
         live: LiveGrant | None = None
         refusal: Refusal | None = None
@@ -109,9 +114,9 @@ class Authorizer:
             self._audit.write(record)
         except AuditError as error:
             failure = Failure(FailureCode.AUDIT_FAILED, str(error))
-            return Verdict(
-                decision_record(self.policy, decision_id, asked, permit, None, failure), permit, None
-            )
+            record = decision_record(self.policy, decision_id, asked, permit, None, failure)
+            live = None
+        metrics.REQUESTS.labels(record.outcome or "", record.code or "").inc()
         return Verdict(record, permit, live)
 
     def is_live(self, key: Key) -> bool:
@@ -193,7 +198,7 @@ class Authorizer:
     async def adopt(self, policy: Policy, resolver: Resolver) -> int:
         """Decide by another policy from now on; revoke the grants that it would not give, and return their number."""
         async with self._kernel:
-            self.policy, self._resolver = policy, resolver
+            self.policy, self.resolver = policy, resolver
             counted: dict[str, set[Destination]] = {}
             refused: list[tuple[LiveGrant, str]] = []
             for live in sorted(self.ledger, key=lambda live: live.grant.issued):
@@ -289,7 +294,8 @@ class Authorizer:
         destination = permit.request.destination
         if isinstance(destination.host, str):
             try:
-                resolution = await self._resolver.resolve(destination.host)
+                with metrics.DNS.time():
+                    resolution = await self.resolver.resolve(destination.host)
             except ResolutionFailedError as error:
                 return Failure(FailureCode.RESOLUTION_FAILED, str(error))
         else:
@@ -341,7 +347,10 @@ class Authorizer:
         try:
             for last, elements in lasting.values():
                 timeout = last.deadline - self._clock()
-                await self._elements.insert(DEVELOPER_SANDBOX, elements, timeout, element_comment(last.grant))
+                with metrics.NETLINK.time():
+                    await self._elements.insert(
+                        DEVELOPER_SANDBOX, elements, timeout, element_comment(last.grant)
+                    )
         except FirewallError as error:
             if self.ledger.find(live.key, self._clock()) is None:
                 self._record_end("revoke", live.grant, f"the kernel did not take it: {error}")

@@ -12,16 +12,18 @@ import stat
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, override
+from typing import Annotated, Any, override
 
 import msgspec
 from tornado import httpserver, iostream, netutil, web
 
 from egress_policy.accounts import AccountError, resolve_agents
+from egress_policy.metrics import CONTENT_TYPE
 from egress_policy.operations import OperationError, Operations, Selection
 from egress_policy.pauses import Target, target_of
 from egress_policy.policy import Policy
 from egress_policy.rights import Rights, rights_of
+from egress_policy.status import Question, Status
 
 OPENAPI = Path(__file__).with_name("control.openapi.json")
 
@@ -212,17 +214,47 @@ class Approval(Handler):
         self.answer(self.operations.decide(self.rights, approval_id, is_approved, decided.duration))
 
 
-class PolicyHandler(Handler):
+class StatusHandler(Handler):
+    """What those that ask about the proxy itself have in common."""
+
+    @override
+    def initialize(  # type: ignore[override]  # tornado calls it by the keywords that the route names
+        self, operations: Operations, policy: Callable[[], Policy], status: Status
+    ) -> None:
+        super().initialize(operations, policy)
+        self.status = status
+
+
+class PolicyHandler(StatusHandler):
     def get(self) -> None:
-        policy = self.policy()
-        self.answer(
-            {
-                "agents": sorted(policy.agents),
-                "scopes": sorted(policy.scopes),
-                "intents": sorted(policy.intents),
-                "feeds": {name: len(feed) for name, feed in policy.trust.known_bad.feeds},
-            }
-        )
+        self.answer(self.status.policy(self.rights))
+
+
+class Metrics(StatusHandler):
+    def get(self) -> None:
+        exposition = self.status.metrics(self.rights)
+        self.set_header("Content-Type", CONTENT_TYPE)
+        self.finish(exposition)
+
+
+class Imagined(msgspec.Struct, forbid_unknown_fields=True):
+    """A request to be explained; an agent may leave out who it is."""
+
+    method: str
+    url: str
+    agent: str | None = None
+    scope: str | None = None
+    body: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class Explain(StatusHandler):
+    async def post(self) -> None:
+        asked = self.body(Imagined)
+        agent = asked.agent or self.rights.agent
+        if agent is None:
+            raise OperationError(400, "which agent? say agent")
+        question = Question(agent, asked.method, asked.url, asked.scope, asked.body)
+        self.answer(await self.status.explain(self.rights, question))
 
 
 class Reload(Handler):
@@ -250,6 +282,8 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (r"/v1/approvals/([0-9a-f-]{4,36})", Approval),
     (r"/v1/policy", PolicyHandler),
     (r"/v1/policy/reload", Reload),
+    (r"/v1/explain", Explain),
+    (r"/v1/metrics", Metrics),
 )
 
 
@@ -274,14 +308,23 @@ def _peer_uid(stream: iostream.IOStream) -> int:
     return int(uid)
 
 
-def serve(path: Path, operations: Operations, policy: Callable[[], Policy]) -> httpserver.HTTPServer:
+def serve(
+    path: Path, operations: Operations, policy: Callable[[], Policy], status: Status
+) -> httpserver.HTTPServer:
     """Serve the API on a socket at `path` until the process ends. Raises ControlError.
 
     Everybody may connect: what a peer may do, its uid tells.
     """
-    arguments = {"operations": operations, "policy": policy}
+    arguments: dict[str, Any] = {"operations": operations, "policy": policy}
     application = web.Application(
-        [(pattern, handler, arguments) for pattern, handler in ROUTES],
+        [
+            (
+                pattern,
+                handler,
+                arguments | {"status": status} if issubclass(handler, StatusHandler) else arguments,
+            )
+            for pattern, handler in ROUTES
+        ],
         default_handler_class=NotFound,
         default_handler_args=arguments,
         log_function=lambda _handler: None,

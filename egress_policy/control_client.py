@@ -37,18 +37,36 @@ def call(
     control: Path, method: str, path: str, body: object = None, query: Mapping[str, str] | None = None
 ) -> Any:  # noqa: ANN401 - whatever JSON the answer is
     """Ask, and return the answer's JSON. Raises ControlUnreachableError and ControlRefusedError."""
+    return _decoded(control, fetch(control, method, path, body, query))
+
+
+def fetch(
+    control: Path, method: str, path: str, body: object = None, query: Mapping[str, str] | None = None
+) -> bytes:
+    """Ask, and return the answer as it is. Raises ControlUnreachableError and ControlRefusedError."""
     connection = _Connection(control)
     target = f"{path}?{urlencode(query)}" if query else path
     try:
         connection.request(method, target, None if body is None else msgspec.json.encode(body))
         response = connection.getresponse()
-        text = response.read()
-        answer = msgspec.json.decode(text)
-    except (OSError, http.client.HTTPException, msgspec.DecodeError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ControlUnreachableError(f"no proxy answers at {control}: {why}") from None
+        answer = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise _unreachable(control, error) from None
     finally:
         connection.close()
     if response.status >= HTTPStatus.BAD_REQUEST:
-        raise ControlRefusedError(answer.get("detail") or answer.get("title", "refused"))
+        problem = _decoded(control, answer)
+        raise ControlRefusedError(problem.get("detail") or problem.get("title", "refused"))
     return answer
+
+
+def _decoded(control: Path, answer: bytes) -> Any:  # noqa: ANN401 - whatever JSON the answer is
+    try:
+        return msgspec.json.decode(answer)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _unreachable(control, error) from None
+
+
+def _unreachable(control: Path, error: Exception) -> ControlUnreachableError:
+    why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return ControlUnreachableError(f"no proxy answers at {control}: {why}")

@@ -1,18 +1,23 @@
 """One request through every step, with what each step found: the proxy's own functions, and nothing opened."""
 
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
+from urllib.parse import urlsplit
 
 from egress_policy import decision
 from egress_policy.audit import Record
 from egress_policy.caller import Caller
-from egress_policy.decision import Permit, decide
+from egress_policy.decision import NOTHING_DECIDED, Permit, Standing, decide
 from egress_policy.denial import Deny, DenyCode, Failure, FailureCode, Refusal
+from egress_policy.destination import Destination
 from egress_policy.grant import Grant, Resolution, issue_grant
 from egress_policy.http_request import RequestHead, read_request
 from egress_policy.policy import Policy
 from egress_policy.records import Asked, decision_record
 from egress_policy.resolver import ResolutionFailedError, Resolver
+from egress_policy.scope import HEADER
 
 _NAMES = {
     decision.Step.REQUEST: "request well formed",
@@ -68,12 +73,49 @@ class Explanation:
     steps: tuple[Step, ...]
 
 
-async def explain_request(
-    policy: Policy, head: RequestHead, caller: Caller, resolver: Resolver, now: datetime, explanation_id: str
-) -> Explanation:
-    """Decide on a request as the proxy would if nothing else were open.
+def head_of(method: str, url: str, scope: str | None, body: int) -> RequestHead:
+    """Imagine a request's head: `scope` is the value of the scope field, `body` its length. Raises ValueError."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError as error:
+        raise ValueError(f"{url!r} is not a URL: {error}") from None
+    if port is None or not parts.netloc:
+        raise ValueError(f"{url!r} is not a URL such as https://docs.example/")
+    authority = parts.netloc.encode("utf-8", "surrogateescape")
+    fields = [(b"Host", authority)]
+    if scope is not None:
+        fields.append((HEADER.encode(), scope.encode("utf-8", "surrogateescape")))
+    if body:
+        fields.append((b"Content-Length", str(body).encode()))
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    name = None if parts.hostname is None or _is_address(parts.hostname) else parts.hostname
+    return RequestHead(
+        method=method.encode("utf-8", "surrogateescape"),
+        target=target.encode("utf-8", "surrogateescape"),
+        authority=b"",
+        fields=fields,
+        http2=False,
+        version=b"HTTP/1.1",
+        port=port,
+        tls=parts.scheme == "https",
+        server_name=name,
+    )
 
-    Where the name servers cannot be asked from here, the steps that need them are left unchecked.
+
+async def explain_request(
+    policy: Policy,
+    head: RequestHead,
+    caller: Caller,
+    resolver: Resolver | None,
+    now: datetime,
+    explanation_id: str,
+    live: Mapping[str, AbstractSet[Destination]] | None = None,
+    standing: Standing = NOTHING_DECIDED,
+) -> Explanation:
+    """Decide on a request as the proxy would; without `live` and `standing`, if nothing else were open or decided.
+
+    Where the name servers cannot be asked from here, or must not be (None), the steps that need them are unchecked.
     """
     findings: dict[decision.Step, tuple[str, str]] = {}
     request = read_request(head, caller.agent)
@@ -82,7 +124,11 @@ async def explain_request(
     grant: Grant | None = None
     if not isinstance(request, Deny):
         decided = decide(
-            policy, request, passed=lambda step, finding: findings.update({step: ("passed", finding)})
+            policy,
+            request,
+            live,
+            passed=lambda step, finding: findings.update({step: ("passed", finding)}),
+            standing=standing,
         )
         if isinstance(decided, Permit):
             permit = decided
@@ -114,14 +160,21 @@ async def explain_request(
 async def _resolve(
     policy: Policy,
     permit: Permit,
-    resolver: Resolver,
+    resolver: Resolver | None,
     now: datetime,
     grant_id: str,
     findings: dict[decision.Step, tuple[str, str]],
 ) -> Grant | Refusal | None:
     host = permit.request.destination.host
     try:
-        resolution = await resolver.resolve(host) if isinstance(host, str) else Resolution((host,))
+        if not isinstance(host, str):
+            resolution = Resolution((host,))
+        elif resolver is not None:
+            resolution = await resolver.resolve(host)
+        else:
+            for step in (decision.Step.RESOLUTION, decision.Step.ADDRESSES):
+                findings[step] = ("unchecked", "no name is looked up for one who only asks")
+            return None
     except ResolutionFailedError as error:
         if error.answered:
             return Failure(FailureCode.RESOLUTION_FAILED, str(error))
@@ -134,3 +187,7 @@ async def _resolve(
     if isinstance(issued, Grant):
         findings[decision.Step.ADDRESSES] = ("passed", "all of them")
     return issued
+
+
+def _is_address(host: str) -> bool:
+    return ":" in host or host.replace(".", "").isdigit()

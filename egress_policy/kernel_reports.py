@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
+from egress_policy import metrics
 from egress_policy.accounts import proxy_uid, resolve_agents
 from egress_policy.audit import Record
 from egress_policy.destination import Address, Network
@@ -24,6 +25,7 @@ class Group(IntEnum):
     DIRECT = 2
 
 
+_VERDICTS = {Group.REFUSED: "refused", Group.DIRECT: "direct"}
 _EVENTS = {Group.REFUSED: "drop", Group.DIRECT: "direct"}
 
 
@@ -86,6 +88,7 @@ class KernelReports:
 
     def take(self, group: Group, packet: Packet, now: float) -> Record | None:
         """Return the record of a packet, or None where the same is on record already; `now` in seconds."""
+        metrics.PACKETS.labels(_VERDICTS[group]).inc()
         agent = self.senders.agent_of(packet)
         sender = agent or (packet.uid, packet.in_link, packet.source)
         key = (group, sender, packet.protocol, packet.destination, packet.destination_port)

@@ -39,7 +39,7 @@ def decision_record(
     """Describe one decision: who asked for what, and what came of it. No query strings and no other fields."""
     caller, request = asked.caller, asked.request
     read = request if isinstance(request, AccessRequest) else None
-    scope = _claim(policy, read)
+    scope = claim_of(policy, request)
     return Record(
         time=timestamp(datetime.now(UTC)),
         event="decision",
@@ -167,9 +167,9 @@ def destination_of(record: Record) -> str | None:
     return f"[{record.host}]:{record.port}" if record.host.count(":") > 1 else f"{record.host}:{record.port}"
 
 
-def _claim(policy: Policy, request: AccessRequest | None) -> Scope | None:
+def claim_of(policy: Policy, request: AccessRequest | Deny) -> Scope | None:
     """Read the scope that a request claims, or its sender's default, as far as it can be read."""
-    if request is None:
+    if isinstance(request, Deny):
         return None
     if not request.scope_fields:
         agent = policy.agents.get(request.agent or "")

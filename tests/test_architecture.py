@@ -55,6 +55,7 @@ HARMLESS = {
 ROOMS = {
     "mitmproxy": set[str](),
     "cryptography": {"trust_files"},
+    "prometheus_client": {"metrics"},
     "dns": {"resolver"},
     "pyroute2": {"firewall", "caller", "socket_owner", "nflog"},
     "click": {"cli"},

@@ -14,6 +14,7 @@ from egress_policy.cli.env import env
 from egress_policy.cli.explain import explain
 from egress_policy.cli.export import export
 from egress_policy.cli.grants import grants
+from egress_policy.cli.metrics import metrics
 from egress_policy.cli.pause import pause, resume
 from egress_policy.cli.promote import promote
 from egress_policy.cli.revoke import revoke
@@ -45,6 +46,7 @@ for _command in (
     promote,
     env,
     doctor,
+    metrics,
     export,
 ):
     commands.add_command(_command)

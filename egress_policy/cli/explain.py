@@ -5,15 +5,13 @@ import sys
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import click
 import msgspec
 
 from egress_policy.caller import Caller
 from egress_policy.cli.options import json_option, policy_option
-from egress_policy.explanation import Explanation, Step, explain_request
-from egress_policy.http_request import RequestHead
+from egress_policy.explanation import Explanation, Step, explain_request, head_of
 from egress_policy.policy_file import load_policy
 from egress_policy.policy_source import PolicyFileError
 from egress_policy.resolver import ResolutionFailedError, Resolver
@@ -46,7 +44,10 @@ def explain(
         raise click.ClickException(f"the policy has errors:\n{error}") from None
     except ResolutionFailedError as error:
         raise click.ClickException(str(error)) from None
-    head = _head(method, url, scope, body)
+    try:
+        head = head_of(method, url, scope, body)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     explanation = asyncio.run(
         explain_request(loaded, head, Caller(agent), resolver, datetime.now(UTC), str(uuid.uuid4()))
     )
@@ -59,39 +60,6 @@ def explain(
     else:
         _print(explanation)
     sys.exit(0 if explanation.record.outcome == "permit" else 1)
-
-
-def _head(method: str, url: str, scope: str | None, body: int) -> RequestHead:
-    try:
-        parts = urlsplit(url)
-        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-    except ValueError as error:
-        raise click.UsageError(f"{url!r} is not a URL: {error}") from None
-    if port is None or not parts.netloc:
-        raise click.UsageError(f"{url!r} is not a URL such as https://docs.example/")
-    authority = parts.netloc.encode("utf-8", "surrogateescape")
-    fields = [(b"Host", authority)]
-    if scope is not None:
-        fields.append((HEADER.encode(), scope.encode("utf-8", "surrogateescape")))
-    if body:
-        fields.append((b"Content-Length", str(body).encode()))
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    name = None if parts.hostname is None or _is_address(parts.hostname) else parts.hostname
-    return RequestHead(
-        method=method.encode("utf-8", "surrogateescape"),
-        target=target.encode("utf-8", "surrogateescape"),
-        authority=b"",
-        fields=fields,
-        http2=False,
-        version=b"HTTP/1.1",
-        port=port,
-        tls=parts.scheme == "https",
-        server_name=name,
-    )
-
-
-def _is_address(host: str) -> bool:
-    return ":" in host or host.replace(".", "").isdigit()
 
 
 def _print(explanation: Explanation) -> None:
