@@ -41,7 +41,6 @@ from egress_policy.ledger import LiveGrant
 from egress_policy.nflog import KernelLog
 from egress_policy.operations import Operations
 from egress_policy.pauses import pauses_file
-from egress_policy.policy import KNOWN_GOOD, Inspection
 from egress_policy.problem import problem_of, render
 from egress_policy.records import Asked
 from egress_policy.scope import HEADER
@@ -249,18 +248,21 @@ class Scope:
         self._connections.remove(client)
 
     async def tls_clienthello(self, data: tls.ClientHelloData) -> None:
-        """Pass a known-good name on undecrypted; everything else is decrypted, and decided request by request."""
+        """Pass on undecrypted what is inspected by name; all else is decrypted, and decided request by request.
+
+        What is denied here is decrypted too: a client that does not pin certificates then reads why.
+        """
         opened = self._connections.opened(data.context.client)
-        policy = self._started.authorizer.policy
         try:
             name = parse_name(data.client_hello.sni or "")
         except InvalidHostError:
             return
         destination = Destination(name, opened.port)
-        entry = policy.trust.entry_for(destination)
-        if entry is None or entry.level != KNOWN_GOOD or entry.inspection is Inspection.FULL:
+        if not self._started.authorizer.policy.is_inspected_by_name(destination):
             return
-        request: AccessRequest | Deny = AccessRequest(opened.caller.agent, destination, (), "", "", None)
+        request: AccessRequest | Deny = AccessRequest(
+            opened.caller.agent, destination, (), "", "", None, tls=True
+        )
         if any(kind == _ENCRYPTED_CLIENT_HELLO for kind, _ in data.client_hello.extensions):
             opened.refusal = Deny(
                 DenyCode.DESTINATION_MISMATCH,

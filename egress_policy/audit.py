@@ -38,7 +38,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One line of the log; a field that does not apply is absent.
 
     `time` and `expires` are RFC 3339 in UTC, as timestamp() writes them; `ttl` is in seconds, `path` without
-    the query, `claimed_agent` what the scope field says of itself, `by` the person who brought it about, `chain`
+    the query, `inspection` `name` where the decision rests on the TLS server's name alone, `claimed_agent` what the scope field says of itself, `by` the person who brought it about, `chain`
     the hash of the line before (audit_chain.py), which the log adds.
     """
 
@@ -58,6 +58,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     path: str | None = None
     addresses: tuple[str, ...] = ()
     trust: str | None = None
+    inspection: str | None = None
     outcome: str | None = None
     code: str | None = None
     detail: str | None = None

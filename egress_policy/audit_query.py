@@ -105,7 +105,7 @@ def one_line(record: Record) -> str:
     """Describe a record in one line for a person."""
     who = record.agent or _sender(record)
     where = destination_of(record) or " ".join(record.addresses)
-    what = record.method or ""
+    what = record.method or ("(by name)" if record.inspection else "")
     outcome = " ".join(filter(None, (record.outcome, record.code)))
     time = parse_timestamp(record.time).astimezone(UTC)
     said = (time.strftime("%m-%d %H:%M:%S"), record.event, outcome, who, record.scope, what, where)

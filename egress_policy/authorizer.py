@@ -198,11 +198,15 @@ class Authorizer:
     async def adopt(self, policy: Policy, resolver: Resolver) -> int:
         """Decide by another policy from now on; revoke the grants that it would not give, and return their number."""
         async with self._kernel:
-            self.policy, self.resolver = policy, resolver
+            former, self.policy, self.resolver = self.policy, policy, resolver
             counted: dict[str, set[Destination]] = {}
             refused: list[tuple[LiveGrant, str]] = []
             for live in sorted(self.ledger, key=lambda live: live.grant.issued):
                 why = why_not_given(policy, live.grant, live.cnames, counted, self.standing)
+                destination = live.grant.destination
+                if former.is_inspected_by_name(destination) and not policy.is_inspected_by_name(destination):
+                    # What was passed on undecrypted runs under it, perhaps for hours.
+                    why = why or "it is not inspected by name any more"
                 if why is None:
                     counted.setdefault(live.grant.scope, set()).add(live.grant.destination)
                 else:

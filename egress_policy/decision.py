@@ -71,7 +71,10 @@ NOTHING_DECIDED = Standing()
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """The policy's yes: what a grant may be issued for. `scope` is None where the destination is known-good."""
+    """The policy's yes: what a grant may be issued for. `scope` is None where the destination is known-good.
+
+    `is_unseen` says that only the name is seen of what is sent, so that its methods and bodies have no limit.
+    """
 
     request: AccessRequest
     agent: str
@@ -81,6 +84,7 @@ class Permit:
     intent: str | None = None
     max_body: int | None = None
     answer: Answer | None = None
+    is_unseen: bool = False
 
     @property
     def grant_scope(self) -> str:
@@ -121,7 +125,9 @@ def decide(
             DenyCode.DESTINATION_INVALID,
             f"{destination.host} is an address that no cidr entry of the policy covers; use the host's name",
         )
-    passed(Step.REQUEST, f"{request.method} to {destination}")
+    is_unseen = request.tls and policy.is_inspected_by_name(destination)
+    by_name = f"a connection to {destination}, of which only the name is seen"
+    passed(Step.REQUEST, by_name if is_unseen else f"{request.method} to {destination}")
 
     agent = None if request.agent is None else policy.agents.get(request.agent)
     if agent is None:
@@ -139,10 +145,10 @@ def decide(
     level = policy.level_of(destination)
     if level == KNOWN_GOOD:
         passed(Step.KNOWN_GOOD, "known-good: no scope needed")
-        return Permit(request, agent.name, level, MAX_TTL)
+        return Permit(request, agent.name, level, MAX_TTL, is_unseen=is_unseen)
     passed(Step.KNOWN_GOOD, f"not known-good, but {level or 'on a port that the policy does not open'}")
 
-    scope = _read_scope(request, agent)
+    scope = _read_scope(request, agent, is_unseen)
     if isinstance(scope, Deny):
         return scope
     passed(Step.SCOPE, f"scope {scope.name}")
@@ -159,10 +165,11 @@ def decide(
     passed(Step.SCOPE_ALLOWED, f"agent {agent.name} may use it")
 
     intent = scope.intent or DEFAULT_INTENT
-    rule = _intent_rule(policy, sandbox, intent, level, request)
+    rule = _intent_rule(policy, sandbox, intent, level, request, is_unseen)
     if isinstance(rule, Deny):
         return rule
-    passed(Step.INTENT, f"intent {intent} allows {request.method} to {level} destinations")
+    what = "whatever is sent" if is_unseen else request.method
+    passed(Step.INTENT, f"intent {intent} allows {what} to {level} destinations")
 
     answer: Answer | None = None
     if rule.needs_approval:
@@ -179,7 +186,7 @@ def decide(
     passed(Step.QUOTA, f"{len(opened)} of {sandbox.max_destinations} destinations open")
 
     ttl = min(scope.ttl or MAX_TTL, rule.ttl, sandbox.max_ttl, MAX_TTL, answer.left if answer else MAX_TTL)
-    return Permit(request, agent.name, level or "", ttl, scope, intent, rule.max_body, answer)
+    return Permit(request, agent.name, level or "", ttl, scope, intent, rule.max_body, answer, is_unseen)
 
 
 def _not_approved(
@@ -197,7 +204,7 @@ def intent_denies(policy: Policy, permit: Permit | None, level: str) -> Deny | N
     """Weigh a permitted request's intent against a further level of trust: that of an address its name leads to."""
     if permit is None or permit.intent is None:
         return Deny(DenyCode.TRUST_NOT_ALLOWED, f"a known-good name does not open addresses that are {level}")
-    rule = _rule_for(policy, permit.intent, level, permit.request)
+    rule = _rule_for(policy, permit.intent, level, permit.request, permit.is_unseen)
     if isinstance(rule, Deny):
         return rule
     if rule.needs_approval and permit.answer is None:
@@ -205,10 +212,16 @@ def intent_denies(policy: Policy, permit: Permit | None, level: str) -> Deny | N
     return None
 
 
-def _read_scope(request: AccessRequest, agent: Agent) -> Scope | Deny:
-    if not request.scope_fields:
+def _read_scope(request: AccessRequest, agent: Agent, is_unseen: bool) -> Scope | Deny:
+    if not request.scope_fields or is_unseen:
         if agent.default_scope is not None:
             return Scope(agent.default_scope)
+        if is_unseen:
+            return Deny(
+                DenyCode.SCOPE_MISSING,
+                f"{request.destination} is inspected by name, where no {HEADER} field is seen, and agent "
+                f"{agent.name} has no default scope",
+            )
         return Deny(DenyCode.SCOPE_MISSING, f"the request has no {HEADER} field, such as {EXAMPLE}")
     try:
         return parse_scope(request.scope_fields)
@@ -217,7 +230,7 @@ def _read_scope(request: AccessRequest, agent: Agent) -> Scope | Deny:
 
 
 def _intent_rule(
-    policy: Policy, sandbox: Sandbox, intent: str, level: str | None, request: AccessRequest
+    policy: Policy, sandbox: Sandbox, intent: str, level: str | None, request: AccessRequest, is_unseen: bool
 ) -> IntentRule | Deny:
     if intent not in policy.intents:
         return Deny(
@@ -235,16 +248,20 @@ def _intent_rule(
             DenyCode.TRUST_NOT_ALLOWED,
             f"no entry of the policy opens port {port} of {request.destination.host}",
         )
-    return _rule_for(policy, intent, level, request)
+    return _rule_for(policy, intent, level, request, is_unseen)
 
 
-def _rule_for(policy: Policy, intent: str, level: str, request: AccessRequest) -> IntentRule | Deny:
+def _rule_for(
+    policy: Policy, intent: str, level: str, request: AccessRequest, is_unseen: bool
+) -> IntentRule | Deny:
     rule = policy.intents[intent].get(level)
     if rule is None:
         return Deny(
             DenyCode.TRUST_NOT_ALLOWED,
             f"{request.destination.host} is {level}, which intent {intent} may not reach",
         )
+    if is_unseen:
+        return _why_limited(rule, intent, level) or rule
     if rule.methods is not None and request.method not in rule.methods:
         return Deny(
             DenyCode.METHOD_NOT_ALLOWED,
@@ -257,6 +274,22 @@ def _rule_for(policy: Policy, intent: str, level: str, request: AccessRequest) -
             f"intent {intent} may send {rule.max_body} bytes to {level} destinations, this is {this}",
         )
     return rule
+
+
+def _why_limited(rule: IntentRule, intent: str, level: str) -> Deny | None:
+    """Deny where a rule limits what cannot be seen: it may be anything."""
+    if rule.methods is not None:
+        allowed = _listed(sorted(rule.methods))
+        return Deny(
+            DenyCode.METHOD_NOT_ALLOWED,
+            f"intent {intent} may use {allowed} with {level} destinations, and methods are not seen here",
+        )
+    if rule.max_body is not None:
+        return Deny(
+            DenyCode.BODY_TOO_LARGE,
+            f"intent {intent} may send {rule.max_body} bytes to {level} destinations, and bodies are not seen here",
+        )
+    return None
 
 
 def _is_too_large(body: int | None, limit: int | None) -> bool:

@@ -13,6 +13,8 @@ from egress_policy.http_request import AccessRequest
 from egress_policy.policy import KNOWN_GOOD, Policy
 
 MAX_ADDRESSES = 16
+TLS_PORT = 443
+"""The one port of which it is known beforehand that TLS is spoken there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +74,13 @@ def why_not_given(
     rule = policy.intents.get(grant.intent or "", {}).get(level or "")
     method = "GET" if rule is None or rule.methods is None else min(rule.methods, default="GET")
     field = () if grant.scope == KNOWN_GOOD else (f"{grant.scope};intent={grant.intent}".encode(),)
-    request = AccessRequest(grant.agent, grant.destination, field, method, "/", 0)
+    tls = grant.destination.port == TLS_PORT
+    request = AccessRequest(grant.agent, grant.destination, field, method, "/", 0, tls)
     decided = decide(policy, request, live, standing=standing)
     if isinstance(decided, Deny):
         return decided.detail
+    if decided.is_unseen and (decided.grant_scope, decided.intent) != (grant.scope, grant.intent):
+        return f"it is inspected by name now, where only the scope {decided.grant_scope} counts"
     if (
         decided.answer is None
         and decided.grant_scope == grant.scope

@@ -49,7 +49,7 @@ class AccessRequest:
 
     `agent` is who really sent it, by the channel and not by a claim; None if nobody that the policy names.
     `body` is its length in bytes, None where it is not known beforehand (chunked, WebSocket).
-    `path` is without the query.
+    `path` is without the query. `tls` says whether it came inside TLS.
     """
 
     agent: str | None
@@ -58,6 +58,7 @@ class AccessRequest:
     method: str
     path: str
     body: int | None
+    tls: bool = False
 
 
 def read_request(head: RequestHead, agent: str | None) -> AccessRequest | Deny:
@@ -80,6 +81,7 @@ def read_request(head: RequestHead, agent: str | None) -> AccessRequest | Deny:
         method=head.method.decode("ascii"),
         path=head.target.partition(b"?")[0].decode("ascii"),
         body=_body_length(head),
+        tls=head.tls,
     )
 
 

@@ -111,6 +111,11 @@ class IntentRule:
     ttl: timedelta = MAX_TTL
     needs_approval: bool = False
 
+    @property
+    def is_limited(self) -> bool:
+        """Tell whether it limits what is sent, which must be seen then."""
+        return self.methods is not None or self.max_body is not None
+
 
 @dataclass(frozen=True, slots=True)
 class KnownBad:
@@ -241,6 +246,15 @@ class Policy:
         if entry is not None:
             return entry.level
         return UNKNOWN if destination.port in self.proxy.ports else None
+
+    def is_inspected_by_name(self, destination: Destination) -> bool:
+        """Tell whether TLS to a destination is passed on undecrypted by its server name; an address has none."""
+        entry = self.trust.entry_for(destination)
+        return (
+            isinstance(destination.host, str)
+            and entry is not None
+            and entry.inspection is not Inspection.FULL
+        )
 
 
 def _covering_patterns(name: str) -> Iterable[HostPattern]:

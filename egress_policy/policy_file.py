@@ -65,6 +65,7 @@ def load(path: Path, today: date | None = None, feeds: FeedFiles | None = None) 
         raise PolicyFileError(source.errors)
     _check_links(source, policy)
     _check_needed(source, policy)
+    _check_unseen(source, document, policy)
     return Loaded(policy, tuple(source.warnings))
 
 
@@ -89,6 +90,31 @@ def _check_needed(source: Source, policy: Policy) -> None:
         why = policy.trust.known_bad.why_address(address)
         if why is not None:
             source.warning(("trust", KNOWN_BAD), f"{why} covers {address}: {what}")
+
+
+def _check_unseen(source: Source, document: PolicyDocument, policy: Policy) -> None:
+    """Warn of entries whose inspection is by name, and whom nobody reaches so."""
+    for level, entries in document.trust.items():
+        for index, entry in enumerate(entries):
+            path = ("trust", level, index, "inspection")
+            if entry.inspection is not Inspection.NAME:
+                continue
+            if entry.cidr is not None:
+                source.warning(path, "an address has no name in TLS: what is sent to it is decrypted")
+            elif level != KNOWN_GOOD:
+                rule = policy.intents.get(DEFAULT_INTENT, {}).get(level)
+                if rule is None or rule.is_limited:
+                    source.warning(
+                        path,
+                        f"nobody reaches it by TLS: no header is seen there, and intent {DEFAULT_INTENT} "
+                        + ("may not reach" if rule is None else "limits methods or bodies of")
+                        + f" {level} destinations",
+                    )
+                elif not any(agent.default_scope for agent in policy.agents.values()):
+                    source.warning(
+                        path,
+                        "nobody reaches it by TLS: no header is seen there, and no agent has a default_scope",
+                    )
 
 
 class _Builder:

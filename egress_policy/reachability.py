@@ -10,7 +10,8 @@ from datetime import timedelta
 
 from egress_policy.destination import Destination, Host, HostPattern, Network
 from egress_policy.feed import Feed
-from egress_policy.policy import KNOWN_BAD, KNOWN_GOOD, MAX_TTL, UNKNOWN, Inspection, Policy
+from egress_policy.grant import TLS_PORT
+from egress_policy.policy import DEFAULT_INTENT, KNOWN_BAD, KNOWN_GOOD, MAX_TTL, UNKNOWN, Inspection, Policy
 
 ANYTHING_ELSE = "any other name"
 _PROBE = "egress-policy-probe"
@@ -76,6 +77,11 @@ def access(policy: Policy, actor: Actor, destination: Destination) -> Access | N
     rule = policy.intents.get(intent or "", {}).get(level)
     if rule is None:
         return None
+    if policy.is_inspected_by_name(destination) and destination.port == TLS_PORT:
+        # Neither a field nor what is sent is seen.
+        is_default = (scope, intent) == (policy.agents[agent].default_scope, DEFAULT_INTENT)
+        if not is_default or rule.is_limited:
+            return None
     ttl = min(rule.ttl, sandbox.max_ttl)
     return Access(level, rule.methods, rule.max_body, ttl, rule.needs_approval, inspection)
 

@@ -12,7 +12,7 @@ from egress_policy.denial import Deny, Refusal
 from egress_policy.grant import Grant
 from egress_policy.http_request import AccessRequest
 from egress_policy.packet import Packet
-from egress_policy.policy import DEFAULT_INTENT, Policy
+from egress_policy.policy import DEFAULT_INTENT, Inspection, Policy
 from egress_policy.scope import Scope, ScopeError, parse_scope
 
 
@@ -57,6 +57,7 @@ def decision_record(
         path=(read.path if read is not None else asked.path) or None,
         addresses=() if grant is None else tuple(str(address) for address in grant.addresses),
         trust=None if read is None else policy.level_of(read.destination),
+        inspection=Inspection.NAME.value if read is not None and _is_by_name(policy, read) else None,
         outcome=_outcome(refusal),
         code=None if refusal is None else refusal.code.value,
         detail=None if refusal is None else refusal.detail,
@@ -171,13 +172,17 @@ def claim_of(policy: Policy, request: AccessRequest | Deny) -> Scope | None:
     """Read the scope that a request claims, or its sender's default, as far as it can be read."""
     if isinstance(request, Deny):
         return None
-    if not request.scope_fields:
+    if not request.scope_fields or _is_by_name(policy, request):
         agent = policy.agents.get(request.agent or "")
         return None if agent is None or agent.default_scope is None else Scope(agent.default_scope)
     try:
         return parse_scope(request.scope_fields)
     except ScopeError:
         return None
+
+
+def _is_by_name(policy: Policy, request: AccessRequest) -> bool:
+    return request.tls and policy.is_inspected_by_name(request.destination)
 
 
 def _outcome(refusal: Refusal | None) -> str:

@@ -1,6 +1,7 @@
 """decide(): every step, every code, and their order."""
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -688,3 +689,118 @@ def test_an_address_is_not_opened_on_a_port_that_its_entry_does_not_name() -> No
         destination = Destination(ipaddress.ip_address("8.8.4.4"), port)
         decided = decide(closed, AccessRequest("a", destination, (b"sandbox-a",), "GET", "/", 0))
         assert (decided.code if isinstance(decided, Deny) else None) == code
+
+
+# What is inspected by name: POLICY, with such an entry at each level of trust.
+
+UNSEEN = replace(
+    POLICY,
+    agents={
+        **POLICY.agents,
+        "dora": Agent(
+            "dora", ("sandbox-dora", "sandbox-bob"), user="agent-dora", default_scope="sandbox-dora"
+        ),
+    },
+    scopes={**POLICY.scopes, "sandbox-dora": Sandbox("sandbox-dora", "dora@example.com", max_destinations=1)},
+    intents={
+        "default": {
+            "pinned": IntentRule(ttl=2 * HOUR),
+            "reading": IntentRule(READ),
+            "small": IntentRule(max_body=65536),
+        },
+        "free": {level: IntentRule() for level in ("reading", "small", "other")},
+    },
+    trust=Trust(
+        domains=tuple(
+            DomainEntry(parse_pattern(f"{level}.example"), level, (80, 443), Inspection.NAME)
+            for level in ("pinned", "reading", "small", "other", KNOWN_GOOD)
+        ),
+        cidrs=(
+            CidrEntry(ipaddress.ip_network("10.3.0.0/16"), "pinned", inspection=Inspection.NAME),
+            CidrEntry(ipaddress.ip_network("10.4.0.0/16"), "reading"),
+            CidrEntry(ipaddress.ip_network("10.5.0.0/16"), "small"),
+        ),
+    ),
+)
+
+
+def unseen(to: str, agent: str = "dora") -> AccessRequest:
+    """A TLS connection of which the proxy has seen the server's name."""
+    return replace(request(to, agent=agent, method="", body=None), path="", tls=True)
+
+
+def test_what_is_inspected_by_name_is_permitted_by_the_default_scope() -> None:
+    permit = decide(UNSEEN, unseen("pinned.example:443"))
+    assert isinstance(permit, Permit)
+    assert (permit.scope, permit.intent, permit.ttl) == (Scope("sandbox-dora"), "default", 2 * HOUR)
+    assert (permit.is_unseen, permit.max_body) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("level", "code", "detail"),
+    [
+        ("reading", DenyCode.METHOD_NOT_ALLOWED, "may use GET, HEAD .* methods are not seen"),
+        ("small", DenyCode.BODY_TOO_LARGE, "may send 65536 bytes .* bodies are not seen"),
+        ("other", DenyCode.TRUST_NOT_ALLOWED, "which intent default may not reach"),
+    ],
+)
+def test_an_intent_that_limits_what_is_not_seen_denies_it(level: str, code: DenyCode, detail: str) -> None:
+    denied = decide(UNSEEN, unseen(f"{level}.example:443"))
+    assert isinstance(denied, Deny)
+    assert denied.code is code
+    assert re.search(detail, denied.detail)
+
+
+def test_without_a_default_scope_it_is_denied_whatever_the_header_says() -> None:
+    """Decrypted to be told why, a request must not do what its connection could not; `explain` decides alike."""
+    for asked in (
+        unseen("pinned.example:443", "alice-claude"),
+        replace(request("pinned.example:443", "sandbox-alice"), tls=True),
+    ):
+        denied = decide(UNSEEN, asked)
+        assert isinstance(denied, Deny)
+        assert denied.code is DenyCode.SCOPE_MISSING
+        assert "agent alice-claude has no default scope" in denied.detail
+
+
+def test_a_header_chooses_neither_scope_nor_intent_where_it_is_not_seen() -> None:
+    field = "sandbox-bob;intent=free"
+    permit = decide(UNSEEN, replace(request("pinned.example:443", field, agent="dora"), tls=True))
+    assert isinstance(permit, Permit)
+    assert (permit.scope, permit.intent) == (Scope("sandbox-dora"), "default")
+    denied = decide(UNSEEN, replace(request("reading.example:443", field, agent="dora"), tls=True))
+    assert isinstance(denied, Deny)
+
+
+def test_without_tls_it_is_decided_request_by_request() -> None:
+    for method, kind in (("GET", Permit), ("POST", Deny)):
+        assert isinstance(decide(UNSEEN, request("reading.example:80", agent="dora", method=method)), kind)
+    permit = decide(UNSEEN, request("other.example:80", "sandbox-bob;intent=free", agent="dora"))
+    assert isinstance(permit, Permit)
+    assert not permit.is_unseen
+
+
+def test_the_scope_must_have_room_for_it() -> None:
+    denied = decide(UNSEEN, unseen("pinned.example:443"), {"sandbox-dora": destinations(1)})
+    assert isinstance(denied, Deny)
+    assert denied.code is DenyCode.QUOTA_EXCEEDED
+
+
+def test_known_good_is_passed_on_by_name_without_a_scope() -> None:
+    permit = decide(UNSEEN, unseen("known-good.example:443", "alice-claude"))
+    assert isinstance(permit, Permit)
+    assert (permit.scope, permit.is_unseen) == (None, True)
+
+
+def test_an_address_has_no_name_to_be_inspected_by() -> None:
+    permit = decide(UNSEEN, replace(request("10.3.0.1:443", agent="dora"), tls=True))
+    assert isinstance(permit, Permit)
+    assert not permit.is_unseen
+
+
+@pytest.mark.parametrize(("level", "is_denied"), [("pinned", False), ("reading", True), ("small", True)])
+def test_an_address_of_another_level_is_not_opened_to_what_is_not_seen(level: str, is_denied: bool) -> None:
+    """The intent may do anything at the name's level, and not at its address's."""
+    permit = decide(UNSEEN, unseen("pinned.example:443"))
+    assert isinstance(permit, Permit)
+    assert isinstance(intent_denies(UNSEEN, permit, level), Deny) == is_denied

@@ -55,6 +55,7 @@ def test_what_is_read(head: RequestHead) -> None:
         method="GET",
         path="/v1/items",
         body=0,
+        tls=head.tls,
     )
 
 

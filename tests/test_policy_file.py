@@ -374,6 +374,43 @@ def test_what_a_shared_address_opens_is_warned_of(write: Write) -> None:
     assert "whatever else the addresses of a.example serve" in str(loaded.warnings[0])
 
 
+@pytest.mark.parametrize(
+    ("entry", "default", "scope", "warned"),
+    [
+        ("domain: a.example", "{vetted: {}}", ", default_scope: sandbox-s", None),
+        ("domain: a.example", "{vetted: {}}", "", "no agent has a default_scope"),
+        (
+            "domain: a.example",
+            "{vetted: {methods: [GET]}}",
+            ", default_scope: sandbox-s",
+            "limits methods or bodies",
+        ),
+        (
+            "domain: a.example",
+            "{vetted: {max_body: 4KiB}}",
+            ", default_scope: sandbox-s",
+            "limits methods or bodies",
+        ),
+        ("domain: a.example", "{unknown: {}}", ", default_scope: sandbox-s", "may not reach vetted"),
+        ("cidr: 10.0.0.0/8", "{vetted: {}}", ", default_scope: sandbox-s", "an address has no name"),
+    ],
+)
+def test_what_nobody_reaches_by_name_is_warned_of(
+    write: Write, entry: str, default: str, scope: str, warned: str | None
+) -> None:
+    loaded = load(
+        write(
+            "version: 1\nscopes: {sandbox-s: {owner: o@example.com}}\n"
+            f"agents: {{a: {{user: a, scopes: [sandbox-s]{scope}}}}}\n"
+            f"trust: {{vetted: [{{{entry}, inspection: name}}]}}\nintents: {{default: {default}}}\n"
+        )
+    )
+    assert len(loaded.warnings) == (warned is not None)
+    for one in loaded.warnings:
+        assert (one.path, one.line) == ("trust.vetted[0].inspection", 4)
+        assert (warned or "?") in one.message
+
+
 def test_a_shared_link_is_warned_of(write: Write) -> None:
     """Two addresses on one link are no error, but no barrier either."""
     agents = "".join(

@@ -26,7 +26,8 @@ def policies(draw: st.DrawFn) -> Policy:
     chosen = draw(st.dictionaries(st.sampled_from(PATTERNS), st.sampled_from(LEVELS), max_size=4))
     bad = frozenset(draw(st.sets(st.sampled_from(PATTERNS), max_size=2))) - set(chosen)
     domains = tuple(
-        DomainEntry(pattern, level, inspection=Inspection.FULL) for pattern, level in chosen.items()
+        DomainEntry(pattern, level, inspection=draw(st.sampled_from((Inspection.FULL, Inspection.NAME))))
+        for pattern, level in chosen.items()
     )
     methods = draw(st.sampled_from([None, frozenset({"GET"})]))
     intents = {
@@ -36,10 +37,9 @@ def policies(draw: st.DrawFn) -> Policy:
     return replace(BASE, trust=Trust(domains, (), KnownBad(bad)), intents=intents)
 
 
-def is_permitted(one: Policy, host: str, scope: str, intent: str, method: str) -> bool:
-    request = AccessRequest(
-        "alice", Destination(host, 443), (f"{scope};intent={intent}".encode(),), method, "/", 0
-    )
+def is_permitted(one: Policy, host: str, scope: str, intent: str, method: str, agent: str = "alice") -> bool:
+    field = f"{scope};intent={intent}".encode()
+    request = AccessRequest(agent, Destination(host, 443), (field,), method, "/", 0, tls=True)
     return not isinstance(decide(one, request), Deny)
 
 
@@ -57,6 +57,20 @@ def test_access_is_what_decide_permits(one: Policy, host: str, intent: str, meth
         scoped is not None and (scoped.methods is None or method in scoped.methods)
     )
     assert permitted == is_permitted(one, host, "sandbox-alice", intent, method)
+
+
+@given(one=policies(), host=st.sampled_from(NAMES), intent=st.sampled_from(["default", "develop"]))
+def test_what_is_inspected_by_name_is_the_default_intent_s_alone(one: Policy, host: str, intent: str) -> None:
+    """Bob has a default scope. Whatever he asks for, it counts as the default, and as any method."""
+    destination = Destination(host, 443)
+    if not one.is_inspected_by_name(destination):
+        return
+    good = access(one, ("bob", "known-good", None), destination)
+    scoped = access(one, ("bob", "sandbox-bob", intent), destination)
+    assert intent == "default" or good is not None or scoped is None
+    default = access(one, ("bob", "sandbox-bob", "default"), destination)
+    permitted = is_permitted(one, host, "sandbox-bob", intent, "GET", "bob")
+    assert permitted == (good is not None or default is not None)
 
 
 @given(old=policies(), new=policies(), host=st.sampled_from(NAMES))

@@ -7,7 +7,7 @@ import click
 import msgspec
 
 from egress_policy.cli.options import json_option
-from egress_policy.policy import KNOWN_GOOD, Policy
+from egress_policy.policy import KNOWN_GOOD, Inspection, Policy
 from egress_policy.policy_file import load_policy
 from egress_policy.policy_source import PolicyFileError
 from egress_policy.reachability import Access, Actor, Change, FeedChange, changes, feed_changes
@@ -92,7 +92,8 @@ def _said(one: Access) -> str:
     methods = "any method" if one.methods is None else ", ".join(sorted(one.methods))
     body = "any body" if one.max_body is None else f"{one.max_body} bytes of body"
     approval = ", with a person's approval" if one.needs_approval else ""
-    return f"{one.level}: {methods}, {body}, for {one.ttl.total_seconds():.0f} s{approval}"
+    seen = "" if one.inspection is Inspection.FULL else f", inspection {one.inspection}"
+    return f"{one.level}: {methods}, {body}, for {one.ttl.total_seconds():.0f} s{approval}{seen}"
 
 
 def _feed_line(feed: FeedChange) -> str:
