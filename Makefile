@@ -8,7 +8,7 @@ checked := egress_policy addons $(wildcard deploy/demo tests benchmarks)
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench schema golden lock clean set-up set-up-python
+.PHONY: help demo test check bench schema golden lock clean set-up set-up-python set-up-tests
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -16,7 +16,7 @@ help: ## list the targets
 demo: set-up ## the whole product at work in network namespaces of its own; as root
 	@$(python) -m deploy.demo
 
-test: set-up ## every test, those on the real kernel included; as root
+test: set-up-tests ## every test, those on the real kernel included; as root
 	@$(python) -m pytest --all-must-run
 
 check: set-up-python ## lint, format and types
@@ -52,6 +52,9 @@ clean: ## remove what was built and installed here
 
 set-up:
 	@deploy/set-up.sh
+
+set-up-tests:
+	@deploy/set-up.sh tests
 
 set-up-python:
 	@deploy/set-up.sh python

@@ -2,6 +2,7 @@
 # Makes a clone ready to run: a suitable Python, .venv with the pinned packages, the system's programs.
 #
 #   deploy/set-up.sh           all of it; as root, because the kernel's firewall and network namespaces are used
+#   deploy/set-up.sh tests     the same, and the clients that the tests take through the proxy
 #   deploy/set-up.sh python    Python and .venv only; as anyone
 #
 # PYTHON=/path/to/python3 chooses the interpreter. Nothing is done twice: a second run takes a moment.
@@ -17,6 +18,7 @@ readonly VENV=.venv STAMP=.venv/set-up.stamp
 
 # program:Debian package that brings it
 readonly PROGRAMS=(nft:nftables ip:iproute2 setpriv:util-linux nsenter:util-linux unshare:util-linux mount:mount curl:curl)
+readonly CLIENTS=(git:git wget:wget node:nodejs npm:npm java:default-jdk-headless chromium:chromium certutil:libnss3-tools)
 
 say() { printf 'set-up: %s\n' "$*"; }
 
@@ -165,9 +167,9 @@ install_packages() {
     "${install[@]}" </dev/null >/dev/null || fail "apt-get could not install $*; its message is above."
 }
 
-set_up_system() {
+set_up_system() { # entries as those of PROGRAMS
     local entry packages=()
-    for entry in "${PROGRAMS[@]}"; do
+    for entry in "$@"; do
         command -v "${entry%%:*}" >/dev/null && continue
         [[ " ${packages[*]} " == *" ${entry#*:} "* ]] || packages+=("${entry#*:}")
     done
@@ -181,12 +183,14 @@ set_up_system() {
         "A container needs --cap-add NET_ADMIN --cap-add SYS_ADMIN (or --privileged); a kernel needs nf_tables."
 }
 
+clients=()
 case ${1:-all} in
     python) set_up_python ;;
-    all)
+    all | tests)
         ((EUID == 0)) || fail "this needs root, for the kernel's firewall and network namespaces: run it with sudo."
-        set_up_system
+        [[ ${1-} != tests ]] || clients=("${CLIENTS[@]}")
+        set_up_system "${PROGRAMS[@]}" "${clients[@]}"
         set_up_python
         ;;
-    *) fail "usage: deploy/set-up.sh [python]" ;;
+    *) fail "usage: deploy/set-up.sh [python|tests]" ;;
 esac

@@ -102,6 +102,6 @@ def _headers(scope: str) -> dict[str, str]:
 
 def import_command(trust: TrustFiles) -> str:
     """Return the command by which a user's Chromium trusts the CA: its database is the user's own (certutil(1))."""
-    return (
-        f"certutil -d sql:$HOME/.pki/nssdb -A -t C,, -n egress-policy -i {shlex.quote(str(trust.authority))}"
-    )
+    database = "$HOME/.pki/nssdb"
+    add = f"certutil -d sql:{database} -A -t C,, -n egress-policy -i {shlex.quote(str(trust.authority))}"
+    return f"mkdir -p {database} && {add}"

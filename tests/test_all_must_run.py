@@ -12,7 +12,8 @@ PASSES = "def test_passes(): pass\n"
 SKIPS = "import pytest\n@pytest.mark.skip\ndef test_skips(): pass\n"
 SKIPPED_MODULE = "import pytest\npytest.importorskip('no_such_module')\n"
 COMPLETE = {
-    f"{folder}/test_{folder}.py": PASSES for folder in ("kernel", "end_to_end", "bypass", "kubernetes")
+    f"{folder}/test_{folder}.py": PASSES
+    for folder in ("kernel", "end_to_end", "bypass", "clients", "kubernetes")
 }
 
 
