@@ -1,7 +1,8 @@
 """Where agents' DNS queries arrive: over TCP in a layer of mitmproxy's, over UDP on sockets of our own.
 
 Mitmproxy's layer keeps every query of a connection, and asks an upstream if nobody has answered: this one never asks.
-Its UDP server keeps a task for every client's port and a queue without a bound, so that a flood fills the memory.
+Its UDP server keeps a task for every client's port and a queue without a bound, so that a flood fills the memory, and
+answers from whatever address the route names: the kernel takes an answer to a redirected query only from where it went.
 """
 
 import asyncio
@@ -22,6 +23,9 @@ _MAX_WAITING = 16
 _LONGEST_DATAGRAM = 4096
 # As many in one turn, so that requests need not wait. What does not fit into the socket's buffer is dropped.
 _DATAGRAMS = 32
+# ip(7), ipv6(7): which of our addresses a datagram reached. Python has no name for the first.
+_IP_PKTINFO = 8
+_ANCILLARY = socket.CMSG_SPACE(64)
 _MAX_STREAMS = 500
 
 
@@ -58,7 +62,10 @@ class AgentDns(DNSLayer):
 
 
 class Datagrams:
-    """One UDP address. What is `close`d, and has `sockets`, is a server to mitmproxy. Raises OSError."""
+    """One UDP address, or every one of a family: whichever a query reached is the one that it is answered from.
+
+    So links may come and go. What is `close`d, and has `sockets`, is a server to mitmproxy. Raises OSError.
+    """
 
     def __init__(self, host: str, port: int) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -68,6 +75,11 @@ class Datagrams:
         self.sockets = (self._socket,)
         try:
             self._socket.setblocking(False)
+            if family == socket.AF_INET6:
+                self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+            else:
+                self._socket.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
             self._socket.bind((host, port))
         except OSError:
             self._socket.close()
@@ -84,17 +96,19 @@ class Datagrams:
     def _receive(self) -> None:
         for _ in range(_DATAGRAMS):
             try:
-                data, peer = self._socket.recvfrom(_LONGEST_DATAGRAM)
+                data, reached, _, peer = self._socket.recvmsg(_LONGEST_DATAGRAM, _ANCILLARY)
             except BlockingIOError:
                 return
             except OSError:
                 # The error of an answer that nobody took.
                 continue
-            task = self._loop.create_task(self._answer(data, peer))
+            task = self._loop.create_task(self._answer(data, reached, peer))
             self._answering.add(task)
             task.add_done_callback(self._answering.discard)
 
-    async def _answer(self, data: bytes, peer: tuple[str, int]) -> None:
+    async def _answer(
+        self, data: bytes, reached: list[tuple[int, int, bytes]], peer: tuple[str, int]
+    ) -> None:
         try:
             query = unpack(data)
         except struct.error:
@@ -108,7 +122,7 @@ class Datagrams:
         flow.request = query
         await ctx.master.addons.trigger_event(DnsRequestHook(flow))
         try:
-            self._socket.sendto(_answer_of(flow), peer)
+            self._socket.sendmsg([_answer_of(flow)], reached, 0, peer)
         except OSError:
             # The client is gone, or its queue full: it may ask again.
             return

@@ -39,7 +39,6 @@ async def reload(started: start_up.Started, settings: options.Options) -> start_
         _check_same_proxy(started.authorizer.policy, policy)
         resolver = Resolver(policy.resolver.nameservers, policy.resolver.timeout.total_seconds())
         uids = resolve_agents(policy)
-        modes = start_up.listening_modes(policy, settings)
         await asyncio.to_thread(put_in_force, policy, resolver.nameservers, started.authorizer.pauses)
     except PolicyFileError as error:
         _stays(started, f"{path} has errors, the policy stays as it was: {error}")
@@ -52,7 +51,7 @@ async def reload(started: start_up.Started, settings: options.Options) -> start_
     _say(started, f"{path} is in force: it changed, and {revoked} grants were revoked")
     for feed, why in started.feeds.kept.items():
         _say(started, f"the feed {feed} could not be read: {why}", "fail")
-    return start_up.with_policy(started, policy, resolver, uids, modes)
+    return start_up.with_policy(started, policy, resolver, uids)
 
 
 async def asked(by_signal: asyncio.Event, seen: Mapping[Path, Signature | None]) -> None:

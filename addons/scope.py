@@ -199,11 +199,8 @@ class Scope:
             for task in self._keeping:
                 # What was known-good and is no more must not be opened again behind the new policy's back.
                 task.cancel()
-            modes = self._started.modes
             self._started = await reload.reload(self._started, ctx.options)
             self._kernel_log.reports.senders = senders_of(self._started.authorizer.policy)
-            if self._started.modes != modes:
-                await _listen(self._started.modes)
             self._keep_known_good()
 
     async def _or_exit(self, work: Coroutine[Any, Any, None]) -> None:

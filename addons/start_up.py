@@ -1,9 +1,7 @@
 """What must hold before the proxy accepts a connection, and what is carried over from the one before it."""
 
-import json
 import os
 import socket
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -126,14 +124,12 @@ def with_policy(
     policy: Policy,
     resolver: Resolver,
     uids: list[tuple[int, int, str]],
-    modes: tuple[str, ...],
 ) -> Started:
     """Return what the addon works with under another policy, which the authorizer has adopted."""
     return replace(
         started,
         known_good=KnownGoodNames(policy, resolver, started.elements),
         callers=_callers(policy, uids),
-        modes=modes,
     )
 
 
@@ -171,19 +167,11 @@ def _take_over(authorizer: Authorizer, path: str) -> None:
 
 
 def listening_modes(policy: Policy, settings: options.Options) -> tuple[str, ...]:
-    """Say where to listen. DNS replies from a wildcard socket would come from another address than was asked.
-
-    Raises StartError for a link that is not there.
-    """
+    """Say where to listen: DNS on every address, since agents' links come and go. The ruleset lets in what it redirected."""
     host = settings.listen_host
     port = settings.listen_port or policy.proxy.port
     web = f"transparent@{host}:{port}" if host else f"transparent@{port}"
-    links = {agent.interface for agent in policy.agents.values() if agent.interface is not None}
-    addresses = [
-        "127.0.0.1",
-        *(["::1"] if _has_ipv6() else []),
-        *(found for link in sorted(links) for found in _addresses_of(link)),
-    ]
+    addresses = ["0.0.0.0", *(["::"] if _has_ipv6() else [])]  # noqa: S104 - see above
     return (web, *(f"dns@{address}:{policy.proxy.dns_port}" for address in addresses))
 
 
@@ -194,17 +182,3 @@ def _has_ipv6() -> bool:
     except OSError:
         return False
     return True
-
-
-def _addresses_of(link: str) -> list[str]:
-    shown = subprocess.run(
-        ["ip", "-json", "address", "show", "dev", link], capture_output=True, text=True, check=False
-    )
-    if shown.returncode:
-        raise StartError(f"the link {link} of the policy's agents: {shown.stderr.strip() or 'not found'}")
-    return [
-        entry["local"]
-        for one in json.loads(shown.stdout)
-        for entry in one.get("addr_info", [])
-        if entry["scope"] == "global"
-    ]

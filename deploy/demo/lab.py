@@ -430,8 +430,7 @@ class Lab:
     def add_container(self, ipv4: str, ipv6: str | None = None) -> str:
         """Add a container behind the bridge `br-agents` of the agent host, and return its namespace's name.
 
-        Addresses are of 10.88.0.0/24 and fd88::/64, where the agent host is the first. Apply the policy after it:
-        the link must be there.
+        Addresses are of 10.88.0.0/24 and fd88::/64, where the agent host is the first.
         """
         inside = self._inside
         if not self._containers:
