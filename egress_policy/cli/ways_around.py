@@ -65,7 +65,12 @@ def _link(link: str) -> Finding:
     check, place = f"link {link}", _LINKS / link
     bridge = place / "master/bridge"
     if not place.exists():
-        return Finding(check, Result.WARNING, "there is no such link now", "it comes with its container, or with `egress-policy run`")
+        return Finding(
+            check,
+            Result.WARNING,
+            "there is no such link now",
+            "it comes with its container, or with `egress-policy run`",
+        )
     if bridge.exists():
         name = (place / "master").resolve().name
         return Finding(
