@@ -1,4 +1,4 @@
-"""Another policy for a proxy that runs: on SIGHUP, and when the policy file or a feed changes.
+"""Another policy for a proxy that runs: on SIGHUP, and when one of the policy's files or a feed changes.
 
 All of it or nothing: the file is read and the kernel loaded before the first request is decided by it, and what
 cannot be put in force leaves everything as it was.
@@ -19,10 +19,10 @@ from egress_policy.feed_files import Signature, signature
 from egress_policy.firewall import FirewallError
 from egress_policy.kernel_policy import put_in_force
 from egress_policy.policy import Policy
+from egress_policy.policy_file import load
 from egress_policy.policy_source import PolicyFileError
 from egress_policy.records import policy_record
 from egress_policy.resolver import ResolutionFailedError, Resolver
-from egress_policy.status import version_of
 
 _INTERVAL = 1.0
 """Seconds between two looks at the files; what changed must look the same twice, so that it is written whole."""
@@ -33,9 +33,9 @@ _logger = logging.getLogger(__name__)
 async def reload(started: start_up.Started, settings: options.Options) -> start_up.Started:
     """Put the policy file in force as it is now, or leave all as it is and say why in log and audit log."""
     path = Path(settings.scope_policy)
-    version = version_of(path)
     try:
-        policy = await asyncio.to_thread(start_up.load_and_watch, path, started.feeds)
+        loaded = await asyncio.to_thread(load, path, feeds=started.feeds)
+        policy = loaded.policy
         _check_same_proxy(started.authorizer.policy, policy)
         resolver = Resolver(policy.resolver.nameservers, policy.resolver.timeout.total_seconds())
         uids = resolve_agents(policy)
@@ -47,7 +47,7 @@ async def reload(started: start_up.Started, settings: options.Options) -> start_
         _stays(started, f"{path} cannot be put in force, the policy stays as it was: {error}")
         return started
     revoked = await started.authorizer.adopt(policy, resolver)
-    started.policy_status.taken(version, started.feeds.kept)
+    started.policy_status.taken(loaded.version, started.feeds.kept)
     _say(started, f"{path} is in force: it changed, and {revoked} grants were revoked")
     for feed, why in started.feeds.kept.items():
         _say(started, f"the feed {feed} could not be read: {why}", "fail")

@@ -16,7 +16,7 @@ from egress_policy.audit_files import AuditError
 from egress_policy.audit_reading import read_records
 from egress_policy.authorizer import Authorizer
 from egress_policy.caller import Callers
-from egress_policy.feed_files import FeedFiles, signature
+from egress_policy.feed_files import FeedFiles
 from egress_policy.firewall import (
     DEVELOPER_SANDBOX,
     Elements,
@@ -36,7 +36,7 @@ from egress_policy.policy_file import load
 from egress_policy.policy_source import PolicyFileError
 from egress_policy.records import policy_record
 from egress_policy.resolver import Resolver
-from egress_policy.status import PolicyStatus, version_of
+from egress_policy.status import PolicyStatus
 
 DEFAULT_CONFDIR = "/var/lib/egress-policy/ca"
 
@@ -72,8 +72,8 @@ def start(settings: options.Options, on_end: Callable[[LiveGrant], None]) -> Sta
     """Check and load everything. Raises StartError."""
     try:
         feeds = FeedFiles()
-        version = version_of(Path(settings.scope_policy))
-        policy = load_and_watch(Path(settings.scope_policy), feeds)
+        loaded = load(Path(settings.scope_policy), feeds=feeds)
+        policy = loaded.policy
         uid = proxy_uid(policy)
         if os.getuid() != uid:
             raise StartError(
@@ -109,14 +109,8 @@ def start(settings: options.Options, on_end: Callable[[LiveGrant], None]) -> Sta
         _callers(policy, uids),
         settings.listen_port or policy.proxy.port,
         listening_modes(policy, settings),
-        PolicyStatus(Path(settings.scope_policy), version),
+        PolicyStatus(Path(settings.scope_policy), loaded.version),
     )
-
-
-def load_and_watch(path: Path, feeds: FeedFiles) -> Policy:
-    """Read a policy; a change from now on will be seen. Raises PolicyFileError."""
-    feeds.seen[path] = signature(path)
-    return load(path, feeds=feeds).policy
 
 
 def with_policy(

@@ -31,7 +31,7 @@ class _Read:
 class FeedFiles:
     """The feeds as they were last read whole. `kept` tells for which an older one stays in force, and why.
 
-    `seen` tells which version of each file was last looked at.
+    `seen` tells which version of each file was last looked at, the policy's own files among them.
     """
 
     def __init__(self) -> None:
@@ -39,13 +39,18 @@ class FeedFiles:
         self.kept: dict[Path, str] = {}
         self._read: dict[Path, _Read] = {}
 
+    def look_at(self, path: Path) -> Signature | None:
+        """Note which version of a file, or folder, is about to be read; a later one will be seen."""
+        now = self.seen[path] = signature(path)
+        return now
+
     def load(self, path: Path) -> Feed:
         """Return a feed; one that has not changed is not read again.
 
         Raises OSError, UnicodeDecodeError and FeedError where it cannot be read and never could.
         """
         known = self._read.get(path)
-        now = self.seen[path] = signature(path)
+        now = self.look_at(path)
         if known is not None and known.signature == now and path not in self.kept:
             return known.feed
         try:

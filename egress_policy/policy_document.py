@@ -15,6 +15,8 @@ import msgspec
 
 from egress_policy.destination import Address, HostPattern, InvalidHostError, Network, parse_pattern
 from egress_policy.policy import Inspection, Range
+from egress_policy.policy_tests import OUTCOMES
+from egress_policy.written_request import head_of
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _BYTES = {"": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
@@ -70,6 +72,24 @@ class Method(str):
 
 class Day(str):
     """A date."""
+
+    __slots__ = ()
+
+
+class Files(str):
+    """Files below the policy file's folder: `teams/*.yaml`."""
+
+    __slots__ = ()
+
+
+class Request(str):
+    """A method and a URL."""
+
+    __slots__ = ()
+
+
+class Outcome(str):
+    """What the decision comes to."""
 
     __slots__ = ()
 
@@ -159,6 +179,29 @@ def parse_method(text: str) -> str:
     return text
 
 
+def parse_files(text: str) -> str:
+    """Read a file's path, or a pattern with a wildcard in the file's name. Raises ValueError."""
+    folders, _, name = text.rpartition("/")
+    parts = text.split("/")
+    if not name or "" in parts or "." in parts or ".." in parts or re.search(r"[*?\[\]\x00]", folders):
+        raise ValueError
+    return text
+
+
+def parse_request(text: str) -> tuple[str, str]:
+    """Read a method and a URL. Raises ValueError."""
+    method, _, url = text.partition(" ")
+    head_of(parse_method(method), url)
+    return method, url
+
+
+def parse_outcome(text: str) -> str:
+    """Read `permit` or the code of a denial that a policy alone can come to. Raises ValueError."""
+    if text not in OUTCOMES:
+        raise ValueError
+    return text
+
+
 LEAVES: dict[type, Leaf] = {
     Duration: Leaf(
         parse_duration, "a duration such as 90s, 15m, 24h or 7d", {"pattern": "^[0-9]{1,6}[smhd]$"}
@@ -185,6 +228,17 @@ LEAVES: dict[type, Leaf] = {
     Domain: Leaf(parse_domain, "a name such as docs.example, or *.docs.example for all below it", {}),
     Method: Leaf(parse_method, "a method in capitals, such as GET", {"pattern": "^[A-Z]{1,20}$"}),
     Day: Leaf(date.fromisoformat, "a date such as 2026-12-31", {"format": "date"}),
+    Files: Leaf(
+        parse_files,
+        "files below the policy's folder, such as teams/*.yaml",
+        {"pattern": r"^([^/*?\[\]]+/)*[^/]+$"},
+    ),
+    Request: Leaf(
+        parse_request,
+        "a method and a URL, such as GET https://docs.example/",
+        {"pattern": "^[A-Z]{1,20} https?://"},
+    ),
+    Outcome: Leaf(parse_outcome, f"one of {', '.join(OUTCOMES)}", {"enum": list(OUTCOMES)}),
 }
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535, description="a TCP port, 1 to 65535")]
@@ -272,10 +326,34 @@ class RuleDocument(msgspec.Struct, forbid_unknown_fields=True):
     ) = None
 
 
+class TestDocument(msgspec.Struct, forbid_unknown_fields=True):
+    """An agent, a request and what must come of it: `check` sees to that."""
+
+    agent: Name
+    request: Request
+    expect: Outcome
+    scope: str | None = None
+    body: Size | None = None
+
+
+Version = Annotated[int, msgspec.Meta(ge=1, le=1, description="1, the version of this format")]
+
+
+class TeamDocument(msgspec.Struct, forbid_unknown_fields=True):
+    """A file that the policy file includes: what a team may say."""
+
+    version: Version = 1
+    agents: dict[Name, AgentDocument] = {}
+    scopes: dict[ScopeName, ScopeDocument] = {}
+    trust: dict[Name, list[EntryDocument]] = {}
+    tests: list[TestDocument] = []
+
+
 class PolicyDocument(msgspec.Struct, forbid_unknown_fields=True):
     """The policy file, version 1."""
 
-    version: Annotated[int, msgspec.Meta(ge=1, le=1, description="1, the version of this format")]
+    version: Version
+    include: list[Files] = []
     proxy: ProxyDocument = msgspec.field(default_factory=ProxyDocument)
     resolver: ResolverDocument = msgspec.field(default_factory=ResolverDocument)
     agents: dict[Name, AgentDocument] = {}
@@ -283,3 +361,4 @@ class PolicyDocument(msgspec.Struct, forbid_unknown_fields=True):
     trust: dict[Name, list[EntryDocument]] = {}
     intents: dict[Name, dict[Name, RuleDocument]] | None = None
     operators: list[User] = []
+    tests: list[TestDocument] = []

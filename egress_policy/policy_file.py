@@ -5,6 +5,7 @@ by an agent exists, that no two entries contradict each other) is checked here.
 """
 
 import ipaddress
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -33,43 +34,101 @@ from egress_policy.policy import (
     Trust,
 )
 from egress_policy.policy_document import AgentDocument, EntryDocument, PolicyDocument, RuleDocument
-from egress_policy.policy_source import Place, PolicyError, PolicyFileError, Source
+from egress_policy.policy_include import Sources
+from egress_policy.policy_source import Place, PolicyError, PolicyFileError
+from egress_policy.policy_tests import why_unexpected
+from egress_policy.written_request import head_of
 
 _LOOPBACK = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A valid policy, and what in it deserves a second look."""
+    """A valid policy, and what in it deserves a second look.
+
+    `version` tells it from others: the SHA-256 of the files one after the other, in hexadecimal; of one file, as
+    sha256sum(1) prints it.
+    `files` are the policy file and those that it includes, `scope_files` says which of them defines a scope.
+    `tests` is how many tests of its own it has, `failures` which of them come out otherwise.
+    """
 
     policy: Policy
+    version: str
     warnings: tuple[PolicyError, ...]
+    files: tuple[Path, ...]
+    scope_files: Mapping[str, Path]
+    tests: int
+    failures: tuple[PolicyError, ...]
 
 
 def load_policy(path: Path) -> Policy:
-    """Read a policy file with its feeds. Raises PolicyFileError."""
+    """Read a policy file with what it includes and its feeds. Raises PolicyFileError."""
     return load(path).policy
 
 
-def load(path: Path, today: date | None = None, feeds: FeedFiles | None = None) -> Loaded:
-    """Read a policy file with its feeds, and collect warnings. Raises PolicyFileError.
+def load(
+    path: Path,
+    today: date | None = None,
+    feeds: FeedFiles | None = None,
+    instead: Mapping[Path, bytes] | None = None,
+) -> Loaded:
+    """Read a policy file with what it includes and its feeds, and collect warnings. Raises PolicyFileError.
 
-    With `feeds` one that cannot be read any more does not fail it: the last good version counts.
+    With `feeds` one that cannot be read any more does not fail it: the last good version counts. With `instead` a
+    file counts as if it held that.
     """
-    source = Source(path)
-    document = source.decode()
+    while True:
+        # A link that leads to the whole policy may be turned to another one meanwhile: never a half of each.
+        before = _real(path)
+        try:
+            loaded = _read(path, today or datetime.now(UTC).date(), feeds or FeedFiles(), instead or {})
+        except PolicyFileError:
+            if _real(path) == before:
+                raise
+        else:
+            if _real(path) == before:
+                return loaded
+
+
+def _real(path: Path) -> str:
+    # Path.resolve() raises RuntimeError for links in a circle until Python 3.13.
+    return os.path.realpath(path)
+
+
+def _read(path: Path, today: date, feeds: FeedFiles, instead: Mapping[Path, bytes]) -> Loaded:
+    sources = Sources(path, feeds, instead)
+    document = sources.decode()
     if document is None:
-        raise PolicyFileError(source.errors)
-    policy = _Builder(source, document, today or datetime.now(UTC).date(), feeds or FeedFiles()).build()
-    if source.errors:
-        raise PolicyFileError(source.errors)
-    _check_links(source, policy)
-    _check_needed(source, policy)
-    _check_unseen(source, document, policy)
-    return Loaded(policy, tuple(source.warnings))
+        raise PolicyFileError(sources.errors)
+    policy = _Builder(sources, document, today, feeds).build()
+    if sources.errors:
+        raise PolicyFileError(sources.errors)
+    _check_links(sources, policy)
+    _check_needed(sources, policy)
+    _check_unseen(sources, document, policy)
+    return Loaded(
+        policy=policy,
+        version=sources.version,
+        warnings=tuple(sources.warnings),
+        files=sources.files,
+        scope_files={name: sources.file_of(("scopes", name)) for name in policy.scopes},
+        tests=len(document.tests),
+        failures=tuple(_failures(sources, document, policy)),
+    )
 
 
-def _check_links(source: Source, policy: Policy) -> None:
+def _failures(source: Sources, document: PolicyDocument, policy: Policy) -> Iterator[PolicyError]:
+    for index, test in enumerate(document.tests):
+        request: Any = test.request
+        body: Any = test.body
+        method, url = request
+        head = head_of(method, url, test.scope, body or 0)
+        why = why_unexpected(policy, test.agent, head, test.expect)
+        if why is not None:
+            yield source.at(("tests", index), why)
+
+
+def _check_links(source: Sources, policy: Policy) -> None:
     first: dict[str, str] = {}
     for name, agent in policy.agents.items():
         if agent.interface is not None and first.setdefault(agent.interface, name) != name:
@@ -80,7 +139,7 @@ def _check_links(source: Source, policy: Policy) -> None:
             )
 
 
-def _check_needed(source: Source, policy: Policy) -> None:
+def _check_needed(source: Sources, policy: Policy) -> None:
     """Warn where known-bad covers what agents cannot do without; lists of bogons do."""
     needed = [
         *((one, "agents are redirected to it, and would be refused everything") for one in _LOOPBACK),
@@ -92,7 +151,7 @@ def _check_needed(source: Source, policy: Policy) -> None:
             source.warning(("trust", KNOWN_BAD), f"{why} covers {address}: {what}")
 
 
-def _check_unseen(source: Source, document: PolicyDocument, policy: Policy) -> None:
+def _check_unseen(source: Sources, document: PolicyDocument, policy: Policy) -> None:
     """Warn of entries whose inspection is by name, and whom nobody reaches so."""
     for level, entries in document.trust.items():
         for index, entry in enumerate(entries):
@@ -120,7 +179,7 @@ def _check_unseen(source: Source, document: PolicyDocument, policy: Policy) -> N
 class _Builder:
     """Turns a decoded document into a Policy, and notes what its parts say of each other that cannot be."""
 
-    def __init__(self, source: Source, document: PolicyDocument, today: date, feeds: FeedFiles) -> None:
+    def __init__(self, source: Sources, document: PolicyDocument, today: date, feeds: FeedFiles) -> None:
         self._source = source
         self._feeds = feeds
         self._document = document
@@ -176,8 +235,15 @@ class _Builder:
             path = ("agents", name)
             self._check_identity(document, path, proxy, agents)
             for index, scope in enumerate(document.scopes):
+                place = (*path, "scopes", index)
                 if scope not in self._document.scopes:
-                    self._source.error((*path, "scopes", index), f"there is no scope {scope} in this policy")
+                    self._source.error(place, f"there is no scope {scope} in this policy")
+                elif self._source.is_of_another_team(("scopes", scope), path):
+                    owner = self._source.file_of(("scopes", scope)).name
+                    self._source.error(
+                        place,
+                        f"{scope} is {owner}'s: an agent uses scopes of its own file, or of the policy file",
+                    )
             if document.default_scope is not None and document.default_scope not in document.scopes:
                 self._source.error((*path, "default_scope"), "is not among the agent's scopes")
             user: Any = document.user
@@ -308,7 +374,8 @@ class _Builder:
                     elif cidr is not None:
                         bad_networks.append(cidr)
                     elif entry.feed is not None:
-                        feeds.append((entry.feed, self._feed(entry.feed, path)))
+                        name = self._source.relative(path, entry.feed)
+                        feeds.append((name, self._feed(name, path)))
                     continue
                 ports = tuple(dict.fromkeys(entry.ports or (80, 443)))
                 self._check_taken(taken, domain or cidr, ports, path)
@@ -363,7 +430,7 @@ class _Builder:
             other = taken.setdefault((what, port), path)
             if other != path:
                 self._source.error(
-                    path, f"{what} port {port} is already {other[1]}, on line {self._source.line(other)}"
+                    path, f"{what} port {port} is already {other[1]}, {self._source.line(other, path)}"
                 )
                 return
 
@@ -385,7 +452,7 @@ class _Builder:
         try:
             return self._feeds.load(file)
         except FeedError as error:
-            self._source.errors.append(PolicyError(str(file), error.line, 1, "", error.message))
+            self._source.error_elsewhere(PolicyError(str(file), error.line, 1, "", error.message))
         except OSError as error:
             self._source.error((*path, "feed"), f"{file} cannot be read: {error.strerror}")
         except UnicodeDecodeError:

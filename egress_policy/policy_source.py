@@ -1,4 +1,4 @@
-"""A policy file as YAML whose nodes know their places, decoded by the types of policy_document.py.
+"""One file of a policy as YAML whose nodes know their places, decoded by the types of policy_document.py.
 
 Every error is noted, with the line and column of the value, and reading goes on: an author sees all at once.
 """
@@ -6,7 +6,7 @@ Every error is noted, with the line and column of the value, and reading goes on
 import difflib
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import msgspec
 import yaml
 
 from egress_policy.policy import Inspection
-from egress_policy.policy_document import LEAVES, PolicyDocument
+from egress_policy.policy_document import LEAVES, PolicyDocument, TeamDocument
 
 _MAX_SIZE = 4 * 1024 * 1024
 _MAX_NODES = 200_000
@@ -50,8 +50,10 @@ class PolicyFileError(Exception):
 class Source:
     """The file as YAML nodes, which know their places, and the errors found in it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, data: bytes | None = None) -> None:
+        """With `data` that is what counts, and not what the file holds."""
         self.path = path
+        self.data = data
         self.errors: list[PolicyError] = []
         self.warnings: list[PolicyError] = []
         self._marks: dict[Place, tuple[int, int]] = {}
@@ -61,17 +63,18 @@ class Source:
     def error(self, path: Place, message: str) -> None:
         """Note an error in what could be decoded; where a part of it could not, that was said already."""
         if not any(_contains(path, broken) or _contains(broken, path) for broken in self._broken):
-            self.errors.append(self._at(path, message))
+            self.errors.append(self.at(path, message))
 
     def warning(self, path: Place, message: str) -> None:
-        self.warnings.append(self._at(path, message))
+        self.warnings.append(self.at(path, message))
 
     def line(self, path: Place) -> int:
         return self._mark(path)[0]
 
-    def decode(self) -> PolicyDocument | None:
+    def decode[Document: msgspec.Struct](self, kind: type[Document]) -> Document | None:
+        """Read the file as one of policy_document's types; None where it cannot be one. Errors are noted."""
         try:
-            data = self.path.read_bytes()
+            data = self.data = self.path.read_bytes() if self.data is None else self.data
             if len(data) > _MAX_SIZE:
                 self._undecodable(
                     (), f"the file is larger than {_MAX_SIZE} bytes: long lists belong into feeds"
@@ -90,8 +93,8 @@ class Source:
         if node is None:
             self._undecodable((), "the file is empty: a policy starts with `version: 1`")
             return None
-        value = self._struct(PolicyDocument, node, ())
-        return value if isinstance(value, PolicyDocument) else None
+        value = self._struct(kind, node, ())
+        return value if isinstance(value, kind) else None
 
     def _yaml_error(self, error: Exception) -> None:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
@@ -102,14 +105,15 @@ class Source:
 
     def _undecodable(self, path: Place, message: str) -> None:
         self._broken.append(path)
-        self.errors.append(self._at(path, message))
+        self.errors.append(self.at(path, message))
 
     def _mark(self, path: Place) -> tuple[int, int]:
         while path and path not in self._marks:
             path = path[:-1]
         return self._marks.get(path, (1, 1))
 
-    def _at(self, path: Place, message: str) -> PolicyError:
+    def at(self, path: Place, message: str) -> PolicyError:
+        """Return an error without noting it."""
         return PolicyError(str(self.path), *self._mark(path), _shown(path), message)
 
     def _value(self, kind: Any, node: yaml.Node, path: Place) -> Any:  # noqa: ANN401 - typing's own forms
@@ -118,7 +122,7 @@ class Source:
         self._nodes += 1
         if self._nodes > _MAX_NODES:
             # An alias can name a list of aliases, and so on: a small file may stand for a huge one.
-            raise PolicyFileError([self._at(path, "the file holds too much: long lists belong into feeds")])
+            raise PolicyFileError([self.at(path, "the file holds too much: long lists belong into feeds")])
         origin = typing.get_origin(kind)
         if origin in (types.UnionType, typing.Union):
             return self._value(
@@ -154,9 +158,7 @@ class Source:
         values: dict[str, object] = {}
         for name, _, value in self._pairs(node, path):
             if name not in hints:
-                close = difflib.get_close_matches(name, hints, 1)
-                known = f"did you mean {close[0]}?" if close else f"known are {', '.join(hints)}"
-                self._undecodable((*path, name), f"unknown key; {known}")
+                self._undecodable((*path, name), _why_unknown(kind, name, hints))
                 continue
             decoded = self._value(hints[name], value, (*path, name))
             if decoded is not None:
@@ -218,6 +220,13 @@ def _shown(path: Place) -> str:
     for part in path:
         shown += f"[{part}]" if isinstance(part, int) else f".{part}" if shown else part
     return shown
+
+
+def _why_unknown(kind: type[msgspec.Struct], name: str, known: Iterable[str]) -> str:
+    if kind is TeamDocument and name in PolicyDocument.__struct_fields__:
+        return "belongs into the policy file, and not into one that it includes"
+    close = difflib.get_close_matches(name, known, 1)
+    return f"unknown key; did you mean {close[0]}?" if close else f"unknown key; known are {', '.join(known)}"
 
 
 def _quoted(value: object) -> str:

@@ -46,15 +46,17 @@ def gather(records: Iterable[Record], host: str) -> Evidence:
     return evidence
 
 
-def entry(evidence: Evidence, level: str, review: str | None) -> str:
+def entry(evidence: Evidence, review: str | None) -> str:
     """Write the smallest entry that covers what was used, as YAML in flow style."""
     ports = ", ".join(str(port) for port in sorted(evidence.ports))
-    fields = [f"domain: {evidence.host}", f"ports: [{ports}]"]
-    fields.append(
-        f'comment: "{evidence.requests} requests from {evidence.first[:10]} to {evidence.last[:10]}, as {level}"'
+    methods = ", ".join(sorted(evidence.methods))
+    agents = ", ".join(sorted({agent for agent, _ in evidence.users}))
+    used = (
+        f"{evidence.requests} requests ({methods}) by {agents}, {evidence.first[:10]} to {evidence.last[:10]}"
     )
+    # A JSON string is a YAML one.
+    fields = [f"domain: {evidence.host}", f"ports: [{ports}]", f"comment: {json.dumps(used)}"]
     if review is not None:
-        # A JSON string is a YAML one.
         fields.append(f"review: {json.dumps(review)}")
     return "{" + ", ".join(fields) + "}"
 

@@ -11,7 +11,16 @@ from datetime import timedelta
 from egress_policy.destination import Destination, Host, HostPattern, Network
 from egress_policy.feed import Feed
 from egress_policy.grant import TLS_PORT
-from egress_policy.policy import DEFAULT_INTENT, KNOWN_BAD, KNOWN_GOOD, MAX_TTL, UNKNOWN, Inspection, Policy
+from egress_policy.policy import (
+    DEFAULT_INTENT,
+    KNOWN_BAD,
+    KNOWN_GOOD,
+    MAX_TTL,
+    UNKNOWN,
+    Agent,
+    Inspection,
+    Policy,
+)
 
 ANYTHING_ELSE = "any other name"
 _PROBE = "egress-policy-probe"
@@ -98,6 +107,25 @@ def changes(old: Policy, new: Policy) -> list[Change]:
                 by_effect.setdefault((before, after), []).append(actor)
         found.extend(Change(shown, tuple(same), before, after) for (before, after), same in by_effect.items())
     return found
+
+
+def no_longer_held(old: Policy, new: Policy) -> list[tuple[str, str]]:
+    """List whom only the old policy holds: the agent's name, and its user, or link and source.
+
+    Nothing denies them anything any more, which no change of a destination shows.
+    """
+    held = {(agent.user, agent.interface, agent.source) for agent in new.agents.values()}
+    return [
+        (agent.name, _identity(agent))
+        for agent in old.agents.values()
+        if (agent.user, agent.interface, agent.source) not in held
+    ]
+
+
+def _identity(agent: Agent) -> str:
+    if agent.user is None:
+        return f"{agent.source} on {agent.interface}"
+    return agent.user if isinstance(agent.user, str) else "-".join(map(str, dict.fromkeys(agent.user)))
 
 
 def feed_changes(old: Policy, new: Policy) -> list[FeedChange]:

@@ -1,6 +1,5 @@
 """What a running proxy tells and changes nothing by: the policy in force, metrics, how it would decide."""
 
-import hashlib
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -14,19 +13,20 @@ from egress_policy import metrics
 from egress_policy.audit import AuditLog, timestamp
 from egress_policy.authorizer import Authorizer
 from egress_policy.caller import Caller
-from egress_policy.explanation import explain_request, head_of
+from egress_policy.explanation import explain_request
 from egress_policy.http_request import read_request
 from egress_policy.operations import OperationError
 from egress_policy.policy import KNOWN_GOOD
 from egress_policy.records import claim_of
 from egress_policy.rights import Rights
+from egress_policy.written_request import head_of
 
 
 @dataclass(slots=True)
 class PolicyStatus:
     """Which version of the policy is in force, since when, and why a newer one is not.
 
-    `version` is the SHA-256 of the policy file, in hexadecimal, as sha256sum(1) prints it. `kept` are the feeds that
+    `version` is that of policy_file.Loaded. `kept` are the feeds that
     can no longer be read, each with the reason.
     """
 
@@ -44,14 +44,6 @@ class PolicyStatus:
     def refused(self, why: str) -> None:
         """Note that another was not, and what it stays at holds on."""
         self.error = why
-
-
-def version_of(path: Path) -> str:
-    """Return what tells one version of a policy file from another; empty where it cannot be read."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ PURE = {
     "grant",
     "http_request",
     "policy",
+    "policy_tests",
     "reachability",
     "rights",
     "scope",

@@ -11,8 +11,17 @@ from egress_policy.denial import Deny
 from egress_policy.destination import Destination, HostPattern, parse_pattern
 from egress_policy.feed import parse_feed
 from egress_policy.http_request import AccessRequest
-from egress_policy.policy import CidrEntry, DomainEntry, Inspection, IntentRule, KnownBad, Policy, Trust
-from egress_policy.reachability import access, changes, feed_changes
+from egress_policy.policy import (
+    Agent,
+    CidrEntry,
+    DomainEntry,
+    Inspection,
+    IntentRule,
+    KnownBad,
+    Policy,
+    Trust,
+)
+from egress_policy.reachability import access, changes, feed_changes, no_longer_held
 from tests.policies import policy
 
 NAMES = ("a.test", "x.a.test", "y.x.a.test", "b.test")
@@ -127,3 +136,14 @@ def test_who_had_it_by_a_scope_and_now_has_it_without_is_no_loss() -> None:
     ]
     assert found
     assert all(one.after is not None for one in found)
+
+
+def test_who_is_no_longer_held_is_told() -> None:
+    """To be left out of the policy is to be free of it."""
+    box = Agent("box", (), interface="br0", source=ipaddress.ip_network("10.0.0.2/32"))
+    pool = Agent("pool", (), user=(2001, 2010))
+    old = replace(BASE, agents={**BASE.agents, "box": box, "pool": pool})
+    renamed = replace(BASE, agents={"a": replace(BASE.agents["alice"], name="a")})
+    assert no_longer_held(old, BASE) == [("box", "10.0.0.2/32 on br0"), ("pool", "2001-2010")]
+    assert no_longer_held(BASE, old) == []
+    assert no_longer_held(BASE, renamed) == [("bob", "61002")]

@@ -10,7 +10,15 @@ from egress_policy.cli.options import json_option
 from egress_policy.policy import KNOWN_GOOD, Inspection, Policy
 from egress_policy.policy_file import load_policy
 from egress_policy.policy_source import PolicyFileError
-from egress_policy.reachability import Access, Actor, Change, FeedChange, changes, feed_changes
+from egress_policy.reachability import (
+    Access,
+    Actor,
+    Change,
+    FeedChange,
+    changes,
+    feed_changes,
+    no_longer_held,
+)
 
 _TITLES = ("Newly permitted", "No longer permitted", "Changed")
 _MOST_ACTORS = 6
@@ -24,22 +32,33 @@ def diff(old: Path, new: Path, as_json: bool) -> None:
     """Say which destinations the policy NEW would newly permit, or no longer, where OLD is in force.
 
     By effect, not by text: an entry that moves to another level of trust, or is covered by another one, shows as
-    what it does for each agent, scope and intent. The text is Markdown, for a pull request.
+    what it does for each agent, scope and intent. So does whom NEW would not hold to anything any more. The text is
+    Markdown, for a pull request.
     """
     before, after = _load(old), _load(new)
-    found, feeds = changes(before, after), feed_changes(before, after)
+    found, feeds, released = (
+        changes(before, after),
+        feed_changes(before, after),
+        no_longer_held(before, after),
+    )
     if as_json:
         document = {
             "changes": [
                 {"kind": _TITLES[_kind(one)].lower(), **msgspec.to_builtins(one, order="deterministic")}
                 for one in found
             ],
+            "no_longer_held": [{"agent": agent, "who": who} for agent, who in released],
             "feeds": [msgspec.to_builtins(one, order="deterministic") for one in feeds],
         }
         click.echo(msgspec.json.format(msgspec.json.encode(document)).decode())
         return
-    if not found and not feeds:
+    if not found and not feeds and not released:
         click.echo("The same destinations, for everybody.")
+    if released:
+        click.echo("### No longer held to any policy\n")
+        for agent, who in released:
+            click.echo(f"- agent {agent} ({who}): its packets would leave as everybody's do")
+        click.echo()
     for kind, title in enumerate(_TITLES):
         of_kind = [one for one in found if _kind(one) == kind]
         if of_kind:
@@ -70,7 +89,8 @@ def _print(found: list[Change]) -> None:
         alike[one.actors, one.before, one.after].append(one.destination)
     for (actors, before, after), destinations in alike.items():
         effect = " → ".join(_said(one) for one in (before, after) if one is not None)
-        click.echo(f"- **{', '.join(destinations)}**: {effect}")
+        # As code: the asterisk of a wildcard is none of Markdown's.
+        click.echo(f"- {', '.join(f'`{one}`' for one in destinations)}: {effect}")
         for line in _who(actors):
             click.echo(f"    - {line}")
 

@@ -95,7 +95,7 @@ def _examine(path: Path, audit: Path, confdir: Path) -> Iterator[Finding]:
     yield _authority(confdir)
     yield from _permissions(
         policy,
-        path,
+        loaded.files,
         confdir,
         [Holder.of(f"agent {name}", low, high) for low, high, name in agents],
         Holder.of("the proxy", uid, uid),
@@ -177,12 +177,14 @@ def _authority(confdir: Path) -> Finding:
 
 
 def _permissions(
-    policy: Policy, path: Path, confdir: Path, agents: list[Holder], proxy: Holder
+    policy: Policy, files: tuple[Path, ...], confdir: Path, agents: list[Holder], proxy: Holder
 ) -> Iterator[Finding]:
+    path, *included = files
     things = {
         "the code": _PACKAGE,
         "the script": _SCRIPT.parent,
         "the policy": path,
+        **{f"the policy's {one.relative_to(path.parent)}": one for one in included},
         **{f"the feed {name}": path.parent / name for name, _ in policy.trust.known_bad.feeds},
         "the CA": confdir,
     }

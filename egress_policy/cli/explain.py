@@ -11,11 +11,12 @@ import msgspec
 
 from egress_policy.caller import Caller
 from egress_policy.cli.options import json_option, policy_option
-from egress_policy.explanation import Explanation, Step, explain_request, head_of
+from egress_policy.explanation import Explanation, Step, explain_request
 from egress_policy.policy_file import load_policy
 from egress_policy.policy_source import PolicyFileError
 from egress_policy.resolver import ResolutionFailedError, Resolver
 from egress_policy.scope import HEADER
+from egress_policy.written_request import head_of
 
 _MARK = {"passed": "✓", "denied": "✗", "failed": "✗", "unchecked": "?", "not reached": " "}
 

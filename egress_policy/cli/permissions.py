@@ -79,8 +79,9 @@ def tamper_proof(holders: list[Holder], things: dict[str, Path]) -> Iterator[Fin
 
 
 def _first_writable(holder: Holder, path: Path) -> Path | None:
-    path = path.resolve()
-    for folder in reversed(path.parents):
+    # The folder of a link too: whoever may write there turns it to another file.
+    given, path = path.absolute(), path.resolve()
+    for folder in (*reversed(given.parents), *reversed(path.parents)):
         if holder.may_replace_in(folder.stat()):
             return folder
     for place in (path, *sorted(path.rglob("*"))):

@@ -16,7 +16,7 @@ from egress_policy.cli.options import audit_option, check_log, json_option, poli
 from egress_policy.destination import Destination, InvalidHostError, parse_name
 from egress_policy.policy import KNOWN_BAD, KNOWN_GOOD, Policy
 from egress_policy.policy_edit import EditError, add_entry
-from egress_policy.policy_file import load_policy
+from egress_policy.policy_file import Loaded, load
 from egress_policy.policy_source import PolicyFileError
 from egress_policy.promotion import Evidence, entry, gather, pull_request
 
@@ -26,6 +26,12 @@ from egress_policy.promotion import Evidence, entry, gather, pull_request
 @click.option("--level", default=KNOWN_GOOD, show_default=True, help="The level of trust that it gets.")
 @click.option("--since", default="30d", show_default=True, help="How far to look back for evidence.")
 @click.option("--review", help="A link to the review, kept with the entry.")
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The file that is added to, where the policy has several.  [default: the one that defines the scopes "
+    "which used HOST, or else the policy file]",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be added, and change nothing.")
 @policy_option
 @audit_option
@@ -35,6 +41,7 @@ def promote(
     level: str,
     since: str,
     review: str | None,
+    into: Path | None,
     dry_run: bool,
     policy: Path,
     audit: str,
@@ -54,26 +61,43 @@ def promote(
         raise click.UsageError(f"--since: {since!r} is no duration such as 30d, and no date") from None
     check_log(audit)
     try:
-        before = load_policy(policy)
+        before = load(policy)
         evidence = gather(read_records(audit, earliest), name)
-        _check(before, evidence, level)
-        added = entry(evidence, level, review)
-        text = policy.read_text()
-        changed = add_entry(text, level, added)
-        _replace(policy, changed, dry_run=dry_run)
+        _check(before.policy, evidence, level)
+        file = _file(before, evidence, into)
+        added = entry(evidence, review)
+        changed = add_entry(file.read_bytes().decode(), level, added).encode()
+        _try_out(policy, file, changed, evidence, level)
+        if not dry_run:
+            _replace(file.resolve(), changed)
     except PolicyFileError as error:
         raise click.ClickException(f"nothing was changed, the policy has errors:\n{error}") from None
     except (AuditError, EditError) as error:
         raise click.ClickException(f"nothing was changed: {error}") from None
     except OSError as error:
-        raise click.ClickException(f"nothing was changed: {policy}: {error.strerror}") from None
+        raise click.ClickException(
+            f"nothing was changed: {error.filename or policy}: {error.strerror}"
+        ) from None
     title, body = pull_request(evidence, level, "name" if level == KNOWN_GOOD else "full")
     if as_json:
-        document = {"policy": str(policy), "level": level, "entry": added, "title": title, "body": body}
+        document = {"policy": str(file), "level": level, "entry": added, "title": title, "body": body}
         click.echo(msgspec.json.format(msgspec.json.encode(document)).decode())
         return
-    click.echo(f"{'Would add' if dry_run else 'Added'} to {policy}, trust.{level}:\n    - {added}\n")
+    click.echo(f"{'Would add' if dry_run else 'Added'} to {file}, trust.{level}:\n    - {added}\n")
     click.echo(f"# {title}\n\n{body}")
+
+
+def _file(loaded: Loaded, evidence: Evidence, into: Path | None) -> Path:
+    """Choose the file: the team's whose scopes used the host, or the policy file."""
+    main = loaded.files[0]
+    if into is None:
+        owners = {loaded.scope_files.get(scope, main) for _, scope in evidence.users}
+        return owners.pop() if len(owners) == 1 else main
+    for file in loaded.files:
+        if file.resolve() == into.resolve():
+            return file
+    files = ", ".join(map(str, loaded.files))
+    raise click.UsageError(f"--into: {into} is no file of this policy; they are {files}")
 
 
 def _check(policy: Policy, evidence: Evidence, level: str) -> None:
@@ -90,25 +114,28 @@ def _check(policy: Policy, evidence: Evidence, level: str) -> None:
         raise click.ClickException(f"nothing was changed: {host} is {level} already")
 
 
-def _replace(policy: Path, text: str, *, dry_run: bool) -> None:
-    """Put a text in the policy file's place, once it has proved to be a policy. Raises PolicyFileError and OSError."""
-    handle, name = tempfile.mkstemp(prefix=f".{policy.name}.", dir=policy.parent)
+def _try_out(policy: Path, file: Path, text: bytes, evidence: Evidence, level: str) -> None:
+    """See that with that text in the file the policy is valid, and the host has the level. Raises EditError."""
+    try:
+        after = load(policy, instead={file: text}).policy
+    except PolicyFileError as error:
+        raise EditError(f"with the entry added the policy has errors:\n{error}") from None
+    if any(after.level_of(Destination(evidence.host, port)) != level for port in evidence.ports):
+        raise EditError(f"with the entry added {evidence.host} would not be {level}")
+
+
+def _replace(file: Path, text: bytes) -> None:
+    """Put a text in a file's place, whole. Raises OSError."""
+    status = file.stat()
+    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
     new = Path(name)
     try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            load_policy(new)
-        except PolicyFileError as error:
-            raise EditError(
-                f"with the entry added it has errors:\n{str(error).replace(name, str(policy))}"
-            ) from None
-        if not dry_run:
-            status = policy.stat()
-            shutil.copymode(policy, new)
-            os.chown(new, status.st_uid, status.st_gid)
-            new.replace(policy)
+        with os.fdopen(handle, "wb") as written:
+            written.write(text)
+            written.flush()
+            os.fsync(written.fileno())
+        shutil.copymode(file, new)
+        os.chown(new, status.st_uid, status.st_gid)
+        new.replace(file)
     finally:
         new.unlink(missing_ok=True)

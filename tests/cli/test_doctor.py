@@ -15,17 +15,19 @@ from pathlib import Path
 
 import pytest
 
+from egress_policy.cli.permissions import Holder, tamper_proof
+
 PROJECT = Path(__file__).parents[2]
 PROXY, ALICE, POOL = 61000, 61001, 62000
 POLICY = f"""\
 version: 1
+include: [teams/*.yaml]
 proxy: {{user: egress-proxy}}
 resolver: {{nameservers: [192.0.2.53]}}
 agents:
   alice: {{user: agent-alice, scopes: [sandbox-alice]}}
   pool: {{user: {POOL}-{POOL + 99}, scopes: [sandbox-alice]}}
   box: {{interface: LINK, source: 10.88.0.11, scopes: [sandbox-alice]}}
-scopes: {{sandbox-alice: {{owner: alice@example.com}}}}
 trust: {{known-bad: [{{feed: feed.txt}}]}}
 """
 PASSWD = f"root:x:0:0::/:/bin/sh\negress-proxy:x:{PROXY}:{PROXY}::/:/bin/false\nagent-alice:x:{ALICE}:{ALICE}::/:/bin/sh\n"
@@ -71,6 +73,8 @@ def files() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     (folder / "feed.txt").write_text("evil.example\n")
+    (folder / "teams").mkdir()
+    (folder / "teams/alice.yaml").write_text("scopes: {sandbox-alice: {owner: alice@example.com}}\n")
     (folder / "etc").mkdir()
     shutil.copy("/etc/ld.so.cache", folder / "etc")
     (folder / "ca").mkdir(mode=0o750)
@@ -105,13 +109,13 @@ def unsound(files: Path) -> list[dict[str, str]]:
     """A host where all of it is."""
     subuid = f"agent-alice:{POOL + 50}:100\n{POOL + 1}:300000:10\n"
     commands = f"""{UNSOUND}
-chown {PROXY} {files}/feed.txt
+chown {PROXY} {files}/feed.txt {files}/teams/alice.yaml
 chown {ALICE} {files}/ca
 chmod 755 {files}/ca
 chmod 644 {files}/ca/mitmproxy-ca.pem"""
     found = Host(files, "agent-alice", subuid, "vethport", commands).findings()
     (files / "feed.txt").chmod(0o644)
-    for place, group in ((files / "feed.txt", 0), (files / "ca", PROXY)):
+    for place, group in ((files / "feed.txt", 0), (files / "teams/alice.yaml", 0), (files / "ca", PROXY)):
         os.chown(place, 0, group)
     (files / "ca/mitmproxy-ca.pem").chmod(0o640)
     (files / "ca").chmod(0o750)
@@ -139,6 +143,7 @@ def test_a_sound_host_is_told_nothing_to_do(sound: list[dict[str, str]]) -> None
         ("agent alice", "warning", "lets agent-alice be uids 62050-62149"),
         ("agent pool", "warning", "lets 62001 be uids 300000-300009"),
         ("the feed feed.txt", "warning", "the proxy may write to "),
+        ("the policy's teams/alice.yaml", "warning", "the proxy may write to "),
         ("the CA", "warning", "agent alice may write to "),
         ("CA", "failed", "agent pool may read "),
     ],
@@ -150,6 +155,18 @@ def test_an_unsound_host_is_told_what_to_do(
     assert any(one[0] == result and words in one[1] for one in found), found
     assert all(one["remedy"] for one in unsound if one["result"] != "ok")
     assert not any(words in finding for _, finding in of(sound, check))
+
+
+def test_whoever_may_turn_the_link_to_a_policy_may_write_it(files: Path) -> None:
+    folder = files / "open"
+    folder.mkdir()
+    (folder / "current").symlink_to("..")
+    holder = Holder("agent alice", ALICE, ALICE, frozenset())
+    things = {"the policy": folder / "current/feed.txt"}
+    assert [one.result for one in tamper_proof([holder], things)] == ["ok"]
+    os.chown(folder, ALICE, ALICE)
+    (finding,) = tamper_proof([holder], things)
+    assert finding.finding == f"agent alice may write to {folder}"
 
 
 BRIDGED = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")

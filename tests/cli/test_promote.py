@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -126,6 +127,101 @@ def test_a_form_that_an_entry_cannot_be_added_to_is_said(files: tuple[Path, Path
     files[0].write_text(text)
     assert run(files, "new.example").exit_code == 1
     assert files[0].read_text() == text
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        "    - domain: two.example\n      comment: |\n        Two\n        lines.\n",
+        "    - domain: two.example\n      comment: >-\n        Two\n        lines.\n\n",
+        "    - domain: two.example\n      comment: 'Two\n        lines.'\n",
+        "    - {domain: two.example,\n       ports: [443]}  # why\n",
+        "    - domain: two.example\n      ports:\n      - 80\n      - 443\n",
+    ],
+)
+def test_the_last_entry_may_have_any_form(files: tuple[Path, Path], entries: str) -> None:
+    """An entry that slipped below the next key would be known-bad."""
+    text = POLICY[: POLICY.index("    - {domain: api")] + entries + POLICY[POLICY.index("\n  # Never") :]
+    files[0].write_text(text)
+    assert run(files, "new.example").exit_code == 0
+    after = files[0].read_text().splitlines()
+    (added,) = [line for line in after if "new.example" in line]
+    assert [line for line in after if line != added] == text.splitlines()
+    assert load_policy(files[0]).trust.entries_for_name("new.example")[443].level == "known-good"
+
+
+def test_an_alias_is_no_entry_to_add_after(files: tuple[Path, Path]) -> None:
+    """Its place in the file is another."""
+    bad = "  known-bad:\n    - &shared {domain: s.example}\n    - {domain: bad.example}\n"
+    text = POLICY[: POLICY.index("  known-good")] + bad + "  vetted:\n    - *shared\n"
+    files[0].write_text(text)
+    done = run(files, "new.example", "--level", "vetted")
+    assert (done.exit_code, "not of a form that a line can be added after" in done.output) == (1, True)
+    assert files[0].read_text() == text
+
+
+def test_lines_end_as_they_did(files: tuple[Path, Path]) -> None:
+    text = POLICY.replace("\n", "\r\n").replace("# who", "# wér").encode()
+    files[0].write_bytes(text)
+    assert run(files, "new.example").exit_code == 0
+    before, after = text.splitlines(keepends=True), files[0].read_bytes().splitlines(keepends=True)
+    (added,) = [line for line in after if line not in before]
+    assert [line for line in after if line != added] == before
+    assert added.endswith(b"}\r\n")
+
+
+TEAM = """\
+# The team's.
+scopes: {sandbox-alice: {owner: alice@example.com}}
+"""
+
+
+@pytest.fixture
+def team(files: tuple[Path, Path]) -> Path:
+    """The scope that used everything is defined in a file of its own."""
+    text = POLICY.replace("version: 1\n", "version: 1\ninclude: [teams/*.yaml]\n")
+    files[0].write_text(text.replace("scopes: {sandbox-alice: {owner: alice@example.com}}\n", ""))
+    (files[0].parent / "teams").mkdir()
+    (files[0].parent / "teams/other.yaml").write_text("# Nothing yet.\nversion: 1\n")
+    team = files[0].parent / "teams/alice.yaml"
+    team.write_text(TEAM)
+    return team
+
+
+def test_the_entry_goes_into_the_file_of_the_team_that_used_it(files: tuple[Path, Path], team: Path) -> None:
+    before = files[0].read_bytes()
+    done = run(files, "new.example", "--level", "vetted")
+    assert done.output.startswith(f"Added to {team}, trust.vetted:\n")
+    assert team.read_text().startswith(
+        f"{TEAM}trust:\n  vetted:\n    - {{domain: new.example, ports: [443, 8443]"
+    )
+    assert files[0].read_bytes() == before
+    assert load_policy(files[0]).trust.entries_for_name("new.example")[443].level == "vetted"
+
+
+def test_what_several_teams_used_goes_into_the_policy_file(files: tuple[Path, Path], team: Path) -> None:
+    (team.parent / "other.yaml").write_text("scopes: {sandbox-bob: {owner: bob@example.com}}\n")
+    log = AuditLog(str(files[1]))
+    log.write(msgspec.structs.replace(used("new.example"), scope="sandbox-bob"))
+    log.close()
+    assert run(files, "new.example").output.startswith(f"Added to {files[0]}, ")
+    assert team.read_text() == TEAM
+
+
+def test_another_file_can_be_named(files: tuple[Path, Path], team: Path) -> None:
+    other = team.parent / "other.yaml"
+    assert run(files, "new.example", "--into", str(other)).exit_code == 0
+    assert "domain: new.example" in other.read_text()
+    done = run(files, "api.example", "--level", "vetted", "--into", str(files[1]))
+    assert (done.exit_code, "is no file of this policy" in done.output) == (2, True)
+
+
+def test_an_entry_that_contradicts_another_file_changes_nothing(files: tuple[Path, Path], team: Path) -> None:
+    (team.parent / "other.yaml").write_text("trust: {vetted: [{domain: new.example, ports: [8443]}]}\n")
+    done = run(files, "new.example")
+    assert done.exit_code == 1
+    assert "new.example port 8443 is already known-good, on line 5 of teams/alice.yaml" in done.output
+    assert team.read_text() == TEAM
 
 
 def test_the_difference_is_what_was_promoted(files: tuple[Path, Path], tmp_path: Path) -> None:
