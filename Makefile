@@ -2,16 +2,22 @@
 # PYTHON=/path/to/python3 chooses the interpreter.
 
 python := .venv/bin/python
-checked := egress_policy addons $(wildcard deploy/demo tests benchmarks)
+checked := egress_policy addons $(wildcard deploy tests benchmarks)
 
 # Debian keeps nft and ip there, and not every user's PATH names it.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench schema golden lock clean set-up set-up-python set-up-tests
+.PHONY: help install uninstall demo test check bench schema golden lock clean set-up set-up-python set-up-tests
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+
+install: ## on this host, under systemd; as root. Again, from a newer tree: upgrade
+	@deploy/install.sh
+
+uninstall: ## off this host: agents are held to no policy afterwards; as root
+	@deploy/uninstall.sh
 
 demo: set-up ## the whole product at work in network namespaces of its own; as root
 	@$(python) -m deploy.demo

@@ -2,8 +2,10 @@
 # Makes a clone ready to run: a suitable Python, .venv with the pinned packages, the system's programs.
 #
 #   deploy/set-up.sh           all of it; as root, because the kernel's firewall and network namespaces are used
-#   deploy/set-up.sh tests     the same, and the clients that the tests take through the proxy
+#   deploy/set-up.sh tests     the same, and what else the tests use
 #   deploy/set-up.sh python    Python and .venv only; as anyone
+#   deploy/set-up.sh host      all of it, as install.sh needs it: packages that tests need are left out, and Python is one that
+#                              every user can reach
 #
 # PYTHON=/path/to/python3 chooses the interpreter. Nothing is done twice: a second run takes a moment.
 set -euo pipefail
@@ -15,10 +17,13 @@ export PATH="${PATH:-/usr/local/bin:/usr/bin:/bin}:/usr/local/sbin:/usr/sbin:/sb
 # The order of preference; constraints.txt is locked for these.
 readonly MINORS=(13 12 14)
 readonly VENV=.venv STAMP=.venv/set-up.stamp
+readonly MODE=${1:-all}
+if [[ $MODE == host ]]; then requirements=deploy/image/requirements.txt; else requirements=constraints.txt; fi
+readonly requirements
 
 # program:Debian package that brings it
-readonly PROGRAMS=(nft:nftables ip:iproute2 setpriv:util-linux nsenter:util-linux unshare:util-linux mount:mount curl:curl)
-readonly CLIENTS=(git:git wget:wget node:nodejs npm:npm java:default-jdk-headless chromium:chromium certutil:libnss3-tools)
+readonly PROGRAMS=(nft:nftables ip:iproute2 setpriv:util-linux nsenter:util-linux unshare:util-linux mount:mount curl:curl logrotate:logrotate)
+readonly CLIENTS=(git:git wget:wget node:nodejs npm:npm java:default-jdk-headless chromium:chromium certutil:libnss3-tools systemd-analyze:systemd)
 
 say() { printf 'set-up: %s\n' "$*"; }
 
@@ -35,9 +40,9 @@ fail() {
 # a version manager's shim may be on PATH for a Python that is not switched on.
 probe() {
     local answer
-    answer=$("$1" - "${MINORS[@]}" 2>/dev/null <<'PY'
+    answer=$("$1" - "$MODE" "${MINORS[@]}" 2>/dev/null <<'PY'
 import sys
-minors = sys.argv[1:]
+mode, *minors = sys.argv[1:]
 version = "%d.%d.%d" % sys.version_info[:3]
 if sys.version_info[0] != 3 or str(sys.version_info[1]) not in minors:
     sys.exit(print("is Python " + version))
@@ -48,6 +53,13 @@ try:
     import ensurepip, venv
 except ImportError:
     sys.exit(print("lacks venv or ensurepip"))
+if mode == "host":
+    # The proxy is another user, and its unit hides homes (ProtectHome=). What is mapped: the interpreter and its libraries.
+    from pathlib import Path
+    mapped = {line.split(maxsplit=5)[5].strip() for line in open("/proc/self/maps") if "/" in line}
+    for folder in {folder for path in mapped for folder in Path(path).parents}:
+        if not folder.stat().st_mode & 0o001 or str(folder) in ("/root", "/home", "/run/user"):
+            sys.exit(print(f"is below {folder}, where the proxy's user cannot reach it"))
 print("suitable " + version)
 PY
     ) || answer="does not run"
@@ -62,7 +74,7 @@ candidates() {
     local minor folder home=~
     for minor in "${MINORS[@]}"; do
         type -aP "python3.$minor" || true
-        for folder in "${PYENV_ROOT:-$home/.pyenv}"/versions "$home/.local/share/uv/python"; do
+        for folder in "${PYENV_ROOT:-$home/.pyenv}"/versions "$home/.local/share/uv/python" /opt/pyenv/versions /opt/python; do
             { compgen -G "$folder/*3.$minor.*/bin/python3.$minor" || true; } | sort -rV
         done
         compgen -G "/usr/local/bin/python3.$minor" || true
@@ -100,9 +112,17 @@ install_python() {
 }
 
 choose_python() {
+    local elsewhere=()
+    if [[ $MODE == host ]]; then
+        elsewhere=(
+            "For a host it must be where every user can reach it: below /usr or /opt, with one of"
+            "    UV_PYTHON_INSTALL_DIR=/opt/python uv python install 3.13"
+            "    PYENV_ROOT=/opt/pyenv pyenv install 3.13"
+        )
+    fi
     if [[ -n ${PYTHON:-} ]]; then
         python=$(type -P "$PYTHON") || fail "PYTHON=$PYTHON: there is no such program"
-        version=$(probe "$python") || fail "PYTHON=$PYTHON $version" "Python 3.12, 3.13 or 3.14 with venv is needed."
+        version=$(probe "$python") || fail "PYTHON=$PYTHON $version" "Python 3.12, 3.13 or 3.14 with venv is needed." "${elsewhere[@]}"
         return
     fi
     find_python && return
@@ -114,6 +134,7 @@ choose_python() {
         "    uv python install 3.13"
         "    pyenv install 3.13"
         "    the source from python.org: ./configure && make && make altinstall"
+        "${elsewhere[@]}"
         "It is found by itself; PYTHON=/path/to/python3.13 names one that is elsewhere."
     )
     fail "no Python 3.12, 3.13 or 3.14 with venv was found." "${remedy[@]}"
@@ -122,7 +143,7 @@ choose_python() {
 # What .venv was made from: its first line, and in the second the interpreter. A virtual environment holds its own
 # path, so a moved clone makes it anew; the tools' settings, from [tool.pytest…] on, change nothing in it.
 fingerprint() {
-    { printf '%s\n' "$PWD"; sed '/^\[tool\.pytest/,$d' pyproject.toml; cat constraints.txt; } | sha256sum
+    { printf '%s\n' "$PWD"; sed '/^\[tool\.pytest/,$d' pyproject.toml; cat "$requirements"; } | sha256sum
 }
 
 is_set_up() {
@@ -140,9 +161,9 @@ set_up_python() {
     say "making $VENV"
     rm -rf "$VENV"
     "$python" -m venv "$VENV" || fail "$python could not make $VENV; its message is above."
-    say "installing $(grep -c '==' constraints.txt) pinned packages (about a minute the first time)"
+    say "installing $(grep -c '==' "$requirements") pinned packages (about a minute the first time)"
     local pip=("$VENV/bin/python" -m pip -qq --disable-pip-version-check --no-input install --root-user-action=ignore)
-    "${pip[@]}" --require-hashes --only-binary :all: -r constraints.txt || fail \
+    "${pip[@]}" --require-hashes --only-binary :all: -r "$requirements" || fail \
         "the packages could not be installed; pip's message is above." \
         "They come from a Python package index: is it reachable from here?" \
         "A mirror or a proxy is set in pip's own configuration (pip help config)."
@@ -184,13 +205,13 @@ set_up_system() { # entries as those of PROGRAMS
 }
 
 clients=()
-case ${1:-all} in
+case $MODE in
     python) set_up_python ;;
-    all | tests)
+    all | host | tests)
         ((EUID == 0)) || fail "this needs root, for the kernel's firewall and network namespaces: run it with sudo."
-        [[ ${1-} != tests ]] || clients=("${CLIENTS[@]}")
+        [[ $MODE != tests ]] || clients=("${CLIENTS[@]}")
         set_up_system "${PROGRAMS[@]}" "${clients[@]}"
         set_up_python
         ;;
-    *) fail "usage: deploy/set-up.sh [python|tests]" ;;
+    *) fail "usage: deploy/set-up.sh [python|host|tests]" ;;
 esac

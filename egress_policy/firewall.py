@@ -31,6 +31,8 @@ from egress_policy.destination import Address, Network
 from egress_policy.policy import Range
 
 TABLE = "egress-policy"
+_FAMILIES = ("inet", "bridge")
+"""The families that have a table of ours."""
 DEVELOPER_SANDBOX = "developer-sandbox"
 KNOWN_GOOD_DOMAINS = "known-good-domains"
 
@@ -128,6 +130,15 @@ def is_loaded() -> bool:
     """Tell whether the ruleset is in the kernel. Raises FirewallError where nobody can tell."""
     listed = json.loads(_nft(["--json", "list", "tables", "inet"]))
     return any(one.get("table", {}).get("name") == TABLE for one in listed["nftables"])
+
+
+def remove_tables() -> list[str]:
+    """Take our tables out of the kernel, and return what they were. Raises FirewallError."""
+    listed = json.loads(_nft(["--json", "list", "tables"]))["nftables"]
+    there = {(one["table"]["family"], one["table"]["name"]) for one in listed if "table" in one}
+    found = [f"table {family} {TABLE}" for family in _FAMILIES if (family, TABLE) in there]
+    _nft(["-f", "-"], "".join(f"delete {table}\n" for table in found))
+    return found
 
 
 def list_elements(name: str) -> list[Element]:

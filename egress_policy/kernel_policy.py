@@ -1,10 +1,21 @@
 """The part of a policy that the kernel enforces by itself."""
 
+import os
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from egress_policy.accounts import proxy_uid, resolve_agents
 from egress_policy.destination import Address, Network
-from egress_policy.firewall import KNOWN_GOOD_DOMAINS, Ruleset, apply, delete_now, list_elements, pause
+from egress_policy.firewall import (
+    KNOWN_GOOD_DOMAINS,
+    Ruleset,
+    apply,
+    compose,
+    delete_now,
+    list_elements,
+    pause,
+)
 from egress_policy.pauses import NOTHING, Pauses
 from egress_policy.policy import Policy, Range
 
@@ -29,6 +40,26 @@ def put_in_force(
     ]
     delete_now(KNOWN_GOOD_DOMAINS, [(one.address, one.port) for one in former])
     return ruleset, sorted({element.comment.rpartition(" ")[2] for element in former})
+
+
+def keep_for_boot(ruleset: Ruleset, path: Path) -> None:
+    """Write what nft(8) can load at boot before anything else: the same agents, and nothing open to them.
+
+    A policy that cannot be put in force then (it has errors, a feed or an account is missing) leaves its agents refused.
+    Raises OSError.
+    """
+    closed = replace(ruleset, known_good=(), known_bad=(), nameservers=())
+    # Renamed when it is whole, and root's alone: nft(8) does as root what it says.
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    new = Path(name)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(compose(closed))
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def ruleset_of(

@@ -125,6 +125,16 @@ def policy_record(detail: str, outcome: str | None = None) -> Record:
     return Record(time=timestamp(datetime.now(UTC)), event="policy", outcome=outcome, detail=detail)
 
 
+def removal_record(by: str) -> Record:
+    """Describe that the ruleset was taken out of the kernel."""
+    return Record(
+        time=timestamp(datetime.now(UTC)),
+        event="policy",
+        detail="the ruleset was removed: agents are not held to any policy",
+        by=by,
+    )
+
+
 def kernel_record(
     event: str,
     outcome: str,

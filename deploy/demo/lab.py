@@ -148,6 +148,7 @@ class Lab:
         self.policy_file = self._folder("policy") / "policy.yaml"
         self.audit_file = self._folder("audit", PROXY, 0o750) / "audit.jsonl"
         self.control_socket = self._folder("control", PROXY) / "control.sock"
+        self.boot_file = self._folder("boot", mode=0o700) / "boot.nft"
         self.confdir = self._folder("ca")
         self.bundle = self.folder / "ca-bundle.pem"
         internet = self._folder("internet", mode=0o700)
@@ -298,6 +299,8 @@ class Lab:
     def egress_policy(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """Run the command line on the agent host, as root, with the lab's policy."""
         command, *rest = arguments
+        if command == "apply":
+            rest += ["--boot", self.boot_file]
         return self.run([sys.executable, "-m", "egress_policy", command, "--policy", self.policy_file, *rest])
 
     def apply(self) -> None:

@@ -17,6 +17,7 @@ from egress_policy.cli.grants import grants
 from egress_policy.cli.metrics import metrics
 from egress_policy.cli.pause import pause, resume
 from egress_policy.cli.promote import promote
+from egress_policy.cli.remove import remove
 from egress_policy.cli.revoke import revoke
 
 
@@ -47,6 +48,7 @@ for _command in (
     env,
     doctor,
     metrics,
+    remove,
     export,
 ):
     commands.add_command(_command)

@@ -16,13 +16,14 @@ scopes: {sandbox-alice: {owner: alice@example.com}}
 trust: {known-bad: [{domain: "*.paste.example"}]}
 intents: {default: {unknown: {methods: [GET], ttl: 1h}}}
 """
-COMMANDS = ("check", "apply", "explain", "grants", "doctor")
+COMMANDS = ("check", "apply", "explain", "grants", "doctor", "remove")
 
 
 def run(*arguments: str | Path, ns: str | None = None) -> subprocess.CompletedProcess[str]:
     inside = [] if ns is None else ["ip", "netns", "exec", ns]
     return subprocess.run(
         [*inside, sys.executable, "-m", "egress_policy", *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=60,
@@ -152,3 +153,12 @@ def test_a_missing_policy_is_said_without_a_traceback(command: str, tmp_path: Pa
     assert done.returncode == 1
     assert "none.yaml" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_remove_asks_somebody() -> None:
+    done = run("remove")
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "egress-policy: nobody can be asked here: say --yes (see `egress-policy remove --help`)\n"
+    )
