@@ -29,6 +29,7 @@ import reload
 import safe_options
 import start_up
 import streams
+from egress_policy import service_manager
 from egress_policy.authorizer import Verdict
 from egress_policy.control import ControlError, serve
 from egress_policy.denial import Deny, DenyCode, Failure, FailureCode, Refusal
@@ -44,7 +45,6 @@ from egress_policy.pauses import pauses_file
 from egress_policy.problem import problem_of, render
 from egress_policy.records import Asked
 from egress_policy.scope import HEADER
-from egress_policy.service_manager import READY, STOPPING, keep_alive, notify
 from egress_policy.status import Status
 
 # RFC 9849: the extension that hides the real server name inside an encrypted ClientHello.
@@ -162,10 +162,10 @@ class Scope:
                 self._follow_kernel(),
                 self._follow_policy(),
                 *(self._kernel_log.follow(group) for group in Group),
-                keep_alive(),
+                # Last: all the others have begun when it says that we are ready.
+                service_manager.keep_telling(),
             )
         ]
-        notify(READY)
 
     def done(self) -> None:
         """End the process when the script was changed or removed: mitmproxy would go on and forward everything."""
@@ -173,7 +173,6 @@ class Scope:
             _exit("the addon was unloaded while the proxy ran")
         for task in (*self._tasks, *self._keeping):
             task.cancel()
-        notify(STOPPING)
 
     def _keep_known_good(self) -> None:
         started = self._started

@@ -1,21 +1,41 @@
 """What the service manager is told: that the proxy is ready, that it lives, that it ends.
 
-systemd's protocol (sd_notify(3)): one datagram of `NAME=value` lines to the socket that the environment names. Without
-one, nobody is told.
+systemd's protocol (sd_notify(3)): one datagram of `NAME=value` to the socket that the environment names. Without one,
+nobody is told.
 """
 
 import asyncio
+import math
 import os
 import socket
 from collections.abc import Mapping
 
-READY = "READY=1"
-STOPPING = "STOPPING=1"
-_ALIVE = "WATCHDOG=1"
+
+async def keep_telling(environment: Mapping[str, str] = os.environ) -> None:
+    """Say that we are ready, then that we live for as long as this event loop turns, and in the end that we end.
+
+    Lives are told twice in each of the watchdog's intervals, where one watches this process. Runs until cancelled. Raises
+    OSError, where there is a manager that cannot be told.
+    """
+    interval = _watchdog_interval(environment)
+    _tell("READY=1", environment)
+    try:
+        while True:
+            await asyncio.sleep(interval / 2)
+            _tell("WATCHDOG=1", environment)
+    finally:
+        _tell("STOPPING=1", environment)
 
 
-def notify(state: str, environment: Mapping[str, str] = os.environ) -> None:
-    """Tell the service manager. Raises OSError, where there is one that cannot be told."""
+def _watchdog_interval(environment: Mapping[str, str]) -> float:
+    """Return the seconds within which a watchdog must hear of us; infinity where there is none for us."""
+    interval = environment.get("WATCHDOG_USEC", "")
+    if not interval.isdecimal() or environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return math.inf
+    return int(interval) / 1e6
+
+
+def _tell(state: str, environment: Mapping[str, str]) -> None:
     address = environment.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -25,16 +45,3 @@ def notify(state: str, environment: Mapping[str, str] = os.environ) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         sender.connect(address)
         sender.send(state.encode())
-
-
-async def keep_alive(environment: Mapping[str, str] = os.environ) -> None:
-    """Say that we live, twice in each of the watchdog's intervals, for as long as this event loop turns.
-
-    Runs until cancelled; ends at once where no watchdog watches this process. Raises OSError.
-    """
-    interval = environment.get("WATCHDOG_USEC", "")
-    if not interval.isdecimal() or environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
-        return
-    while True:
-        notify(_ALIVE, environment)
-        await asyncio.sleep(int(interval) / 2e6)

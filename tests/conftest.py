@@ -5,7 +5,14 @@ from collections.abc import Sequence
 
 import pytest
 
-ON_THE_KERNEL = ("tests/kernel/", "tests/end_to_end/", "tests/bypass/", "tests/clients/", "tests/host/", "tests/kubernetes/")
+ON_THE_KERNEL = (
+    "tests/kernel/",
+    "tests/end_to_end/",
+    "tests/bypass/",
+    "tests/clients/",
+    "tests/host/",
+    "tests/kubernetes/",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
