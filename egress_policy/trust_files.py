@@ -11,6 +11,8 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
@@ -46,7 +48,16 @@ def system_roots() -> Path:
     )
 
 
-def read_authority(ca: Path) -> x509.Certificate:
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """The proxy's CA: its certificate (DER), and from when to when it counts."""
+
+    certificate: bytes
+    begins: datetime
+    ends: datetime
+
+
+def read_authority(ca: Path) -> Authority:
     """Read the CA's certificate, of a file that holds it alone.
 
     Raises TrustError, also where the file holds a private key: whoever named it meant another one.
@@ -59,15 +70,12 @@ def read_authority(ca: Path) -> x509.Certificate:
         raise TrustError(f"{ca} holds {len(certificates)} certificates; it must be the CA's alone")
     try:
         certificate = x509.load_der_x509_certificate(certificates[0])
-    except ValueError as error:
-        raise TrustError(f"{ca} cannot be understood: {error}") from None
-    try:
         is_authority = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except (x509.ExtensionNotFound, ValueError):
-        is_authority = False
+        raise TrustError(f"{ca} is not a CA's certificate") from None
     if not is_authority:
         raise TrustError(f"{ca} is not a CA's certificate")
-    return certificate
+    return Authority(certificates[0], certificate.not_valid_before_utc, certificate.not_valid_after_utc)
 
 
 def read_certificates(path: Path) -> list[bytes]:
@@ -85,7 +93,7 @@ def write_trust_files(ca: Path, directory: Path, roots: Path | None = None) -> T
     if re.search(r"[\s\"'\\]", str(directory)):
         # Where several options stand in one variable, and in apt's file, it would not be read as one path.
         raise TrustError(f"the folder's name must be without spaces and quotes, unlike {str(directory)!r}")
-    authority = read_authority(ca).public_bytes(Encoding.DER)
+    authority = read_authority(ca).certificate
     others = read_certificates(roots or system_roots())
     certificates = [*(one for one in others if one != authority), authority]
     trust = TrustFiles(directory)

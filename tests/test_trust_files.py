@@ -98,7 +98,7 @@ def test_written_again_the_ca_is_there_once(trust: TrustFiles, confdir: Path, tm
     ("content", "message"),
     [
         (b"", "holds no certificate in PEM"),
-        (b"-----BEGIN CERTIFICATE-----\n???\n-----END CERTIFICATE-----", "cannot be understood"),
+        (b"-----BEGIN CERTIFICATE-----\n???\n-----END CERTIFICATE-----", "is not a CA's certificate"),
         (b"-----BEGIN CERTIFICATE-----\n\xff\n-----END CERTIFICATE-----", "is no readable PEM file"),
         (b"-----BEGIN CERTIFICATE-----\nA\n-----END CERTIFICATE-----", "is no readable PEM file"),
         (Authority().certificate_pem() * 2, "holds 2 certificates"),

@@ -12,10 +12,13 @@ import click
 
 import egress_policy
 from egress_policy.accounts import AccountError, proxy_uid, resolve_agents
+from egress_policy.cli.client_trials import try_clients
 from egress_policy.cli.finding import Finding, Result
-from egress_policy.cli.options import audit_option, json_option, policy_option
+from egress_policy.cli.options import audit_option, json_option, policy_option, trust_option
 from egress_policy.cli.permissions import Holder, secret, tamper_proof
+from egress_policy.cli.trust_probes import browsers, trust_kit, validity
 from egress_policy.cli.ways_around import (
+    AgentUids,
     fast_open,
     links,
     name_services,
@@ -28,6 +31,8 @@ from egress_policy.policy import Policy
 from egress_policy.policy_file import load
 from egress_policy.policy_source import PolicyFileError
 from egress_policy.resolver import ResolutionFailedError, system_nameservers
+from egress_policy.trust_files import TrustError, find_faults, read_authority
+from egress_policy.trust_kit import TrustFiles
 
 _PACKAGE = Path(egress_policy.__file__).parent
 _SCRIPT = _PACKAGE.parent / "addons/scope.py"
@@ -45,10 +50,11 @@ _LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp, proc(5)
     show_default=True,
     help="Where the proxy keeps its CA.",
 )
+@trust_option
 @json_option
-def doctor(policy: Path, audit: str, confdir: Path, as_json: bool) -> None:
+def doctor(policy: Path, audit: str, confdir: Path, trust: Path, as_json: bool) -> None:
     """Check this host from the policy file to the listening proxy. Exit status 1 if something is missing."""
-    findings = list(_examine(policy, Path(audit), confdir))
+    findings = list(_examine(policy, Path(audit), confdir, TrustFiles(trust)))
     if as_json:
         json.dump([asdict(finding) for finding in findings], sys.stdout, indent=2)
         click.echo()
@@ -62,7 +68,7 @@ def doctor(policy: Path, audit: str, confdir: Path, as_json: bool) -> None:
         sys.exit(1)
 
 
-def _examine(path: Path, audit: Path, confdir: Path) -> Iterator[Finding]:
+def _examine(path: Path, audit: Path, confdir: Path, trust: TrustFiles) -> Iterator[Finding]:
     yield _programs()
     yield _ruleset()
     try:
@@ -92,13 +98,10 @@ def _examine(path: Path, audit: Path, confdir: Path) -> Iterator[Finding]:
         yield fast_open()
         yield from name_services()
     yield _listener(policy, uid)
-    yield _authority(confdir)
+    holders = [Holder.of(f"agent {name}", low, high) for low, high, name in agents]
+    yield from _authority(confdir, trust, policy, agents, holders)
     yield from _permissions(
-        policy,
-        loaded.files,
-        confdir,
-        [Holder.of(f"agent {name}", low, high) for low, high, name in agents],
-        Holder.of("the proxy", uid, uid),
+        policy, loaded.files, confdir, trust.directory, holders, Holder.of("the proxy", uid, uid)
     )
     yield _audit_log(audit, uid)
     yield _nameservers(policy)
@@ -164,20 +167,34 @@ def _listeners(port: int) -> Iterator[int]:
                 yield int(columns[7])
 
 
-def _authority(confdir: Path) -> Finding:
+def _authority(
+    confdir: Path, trust: TrustFiles, policy: Policy, agents: AgentUids, holders: list[Holder]
+) -> Iterator[Finding]:
     certificate = confdir / "mitmproxy-ca-cert.pem"
     try:
         if not certificate.exists():
-            return Finding(
+            yield Finding(
                 "CA", Result.FAILED, f"{certificate} is missing", "start the proxy: it makes its CA"
             )
+            return
+        authority = read_authority(certificate)
     except PermissionError:
-        return Finding("CA", Result.WARNING, f"{confdir} cannot be looked at", "run doctor as root")
-    return Finding("CA", Result.OK, f"{certificate} is there")
+        yield Finding("CA", Result.WARNING, f"{confdir} cannot be looked at", "run doctor as root")
+        return
+    except TrustError as error:
+        yield Finding(
+            "CA", Result.FAILED, str(error), f"move {confdir} away, and restart the proxy: it makes a new CA"
+        )
+        return
+    yield validity(authority)
+    yield from trust_kit(authority, trust, holders)
+    yield from browsers(authority, trust, agents)
+    if os.geteuid() == 0 and not find_faults(trust, authority.certificate):
+        yield from try_clients(confdir / _KEY, trust, policy, agents)
 
 
 def _permissions(
-    policy: Policy, files: tuple[Path, ...], confdir: Path, agents: list[Holder], proxy: Holder
+    policy: Policy, files: tuple[Path, ...], confdir: Path, trust: Path, agents: list[Holder], proxy: Holder
 ) -> Iterator[Finding]:
     path, *included = files
     things = {
@@ -187,6 +204,7 @@ def _permissions(
         **{f"the policy's {one.relative_to(path.parent)}": one for one in included},
         **{f"the feed {name}": path.parent / name for name, _ in policy.trust.known_bad.feeds},
         "the CA": confdir,
+        "the trust kit": trust,
     }
     try:
         yield from tamper_proof([proxy, *agents], {what: one for what, one in things.items() if one.exists()})

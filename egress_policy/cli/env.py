@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from egress_policy.cli.options import json_option, policy_option
+from egress_policy.cli.options import json_option, policy_option, trust_option
 from egress_policy.scope import ScopeError, parse_scope
 from egress_policy.trust_files import TrustError, read_authority, read_certificates, write_trust_files
-from egress_policy.trust_kit import DIRECTORY, TrustFiles, import_command, variables
+from egress_policy.trust_kit import TrustFiles, import_command, variables
 
 
 @click.command(epilog="Example: eval \"$(egress-policy env --scope 'sandbox-alice;intent=develop')\"")
@@ -20,13 +20,7 @@ from egress_policy.trust_kit import DIRECTORY, TrustFiles, import_command, varia
     help="An X-Agent-Scope value for tools that take header fields from a variable.",
 )
 @click.option("--write", is_flag=True, help="First write the files that the variables name; as root.")
-@click.option(
-    "--directory",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=DIRECTORY,
-    show_default=True,
-    help="Where those files are.",
-)
+@trust_option
 @click.option(
     "--ca",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -44,7 +38,7 @@ from egress_policy.trust_kit import DIRECTORY, TrustFiles, import_command, varia
 def env(
     scope: str | None,
     write: bool,
-    directory: Path,
+    trust: Path,
     ca: Path,
     roots: Path | None,
     policy: Path,
@@ -62,19 +56,18 @@ def env(
         except ScopeError as error:
             raise click.BadParameter(str(error), param_hint="--scope") from None
     try:
-        trust = (
-            write_trust_files(ca, directory.absolute(), roots) if write else _written(directory.absolute())
-        )
+        folder = trust.absolute()
+        files = write_trust_files(ca, folder, roots) if write else _written(folder)
     except TrustError as error:
         raise click.ClickException(str(error)) from None
-    settings = variables(trust, scope)
+    settings = variables(files, scope)
     if as_json:
         json.dump(settings, sys.stdout, indent=2)
         click.echo()
         return
     for name, value in settings.items():
         click.echo(f"export {name}={shlex.quote(value)}")
-    click.echo(f"# Chromium keeps its own: {import_command(trust)}")
+    click.echo(f"# Chromium keeps its own: {import_command(files)}")
 
 
 def _written(directory: Path) -> TrustFiles:

@@ -8,6 +8,7 @@ import click
 
 from egress_policy.audit_files import STANDARD_OUTPUT
 from egress_policy.audit_query import read_host
+from egress_policy.trust_kit import DIRECTORY
 
 
 class Host(click.ParamType[str]):
@@ -64,5 +65,12 @@ control_option = click.option(
     default=Path("/run/egress-policy/control.sock"),
     show_default=True,
     help="The running proxy's control socket.",
+)
+trust_option = click.option(
+    "--trust",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DIRECTORY,
+    show_default=True,
+    help="The folder of the files that runtimes are told to trust.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

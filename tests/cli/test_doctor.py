@@ -5,17 +5,25 @@ Each is this one with accounts, links and sysctls of its own, in mount and netwo
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from mitmproxy.certs import CertStore
 
+from deploy.demo.certificates import Authority
 from egress_policy.cli.permissions import Holder, tamper_proof
+from egress_policy.cli.trust_probes import trust_kit, validity
+from egress_policy.trust_files import Authority as Certificate
+from egress_policy.trust_files import read_authority, write_trust_files
+from egress_policy.trust_kit import TrustFiles, import_command
 
 PROJECT = Path(__file__).parents[2]
 PROXY, ALICE, POOL = 61000, 61001, 62000
@@ -30,7 +38,7 @@ agents:
   box: {{interface: LINK, source: 10.88.0.11, scopes: [sandbox-alice]}}
 trust: {{known-bad: [{{feed: feed.txt}}]}}
 """
-PASSWD = f"root:x:0:0::/:/bin/sh\negress-proxy:x:{PROXY}:{PROXY}::/:/bin/false\nagent-alice:x:{ALICE}:{ALICE}::/:/bin/sh\n"
+PASSWD = f"root:x:0:0::/:/bin/sh\negress-proxy:x:{PROXY}:{PROXY}::/:/bin/false\nagent-alice:x:{ALICE}:{ALICE}::HOME:/bin/sh\n"
 GROUP = f"root:x:0:\negress-proxy:x:{PROXY}:\nagent-alice:x:{ALICE}:\ndocker:x:900:MEMBERS\n"
 
 
@@ -44,16 +52,18 @@ class Host:
     link: str
     commands: str
 
-    def findings(self) -> list[dict[str, str]]:
-        """Run doctor there."""
+    def findings(self, trust: str = "nowhere", loopback: str = "") -> list[dict[str, str]]:
+        """Run doctor there; clients are tried where `trust` is there. `loopback` is for the pool's entry."""
+        policy = POLICY.replace("LINK", self.link).replace("pool: {", f"pool: {{{loopback}")
         for name, text in (
-            ("etc/passwd", PASSWD),
+            ("etc/passwd", PASSWD.replace("HOME", f"{self.folder}/home")),
             ("etc/group", GROUP.replace("MEMBERS", self.members)),
             ("etc/subuid", self.subuid),
-            ("policy.yaml", POLICY.replace("LINK", self.link)),
+            ("policy.yaml", policy),
         ):
             (self.folder / name).write_text(text)
-        options = f"--json --policy {self.folder}/policy.yaml --confdir {self.folder}/ca"
+        places = {"policy": "policy.yaml", "confdir": "ca", "trust": trust}
+        options = " ".join(f"--{name} {self.folder}/{place}" for name, place in places.items()) + " --json"
         script = (
             f"set -e\nmount -t sysfs sysfs /sys\nmount -t tmpfs tmpfs /run\nmount --bind {self.folder}/etc /etc\n{self.commands}\n"
             f"exec {sys.executable} -m egress_policy doctor {options}\n"
@@ -78,15 +88,21 @@ def files() -> Iterator[Path]:
     (folder / "etc").mkdir()
     shutil.copy("/etc/ld.so.cache", folder / "etc")
     (folder / "ca").mkdir(mode=0o750)
-    os.chown(folder / "ca", 0, PROXY)
+    CertStore.create_store(folder / "ca", "mitmproxy", 2048)
+    for path in (folder / "ca", *(folder / "ca").iterdir()):
+        os.chown(path, 0, PROXY)
     for name in ("mitmproxy-ca.pem", "mitmproxy-ca-cert.pem"):
-        (folder / "ca" / name).touch(0o640)
-        os.chown(folder / "ca" / name, 0, PROXY)
+        (folder / "ca" / name).chmod(0o640)
+    (folder / "roots.crt").write_bytes(Authority().certificate_pem())
+    trust = write_trust_files(folder / "ca/mitmproxy-ca-cert.pem", folder / "trust", folder / "roots.crt")
+    (folder / "home").mkdir()
+    settings = {"PATH": "/usr/bin:/bin", "HOME": str(folder / "home")}
+    subprocess.run(["sh", "-c", import_command(trust)], env=settings, check=True)
     yield folder
     shutil.rmtree(folder)
 
 
-SOUND = "ip link add br-agents type bridge"
+SOUND = "ip link set lo up; ip link add br-agents type bridge"
 UNSOUND = """\
 mkdir -p /run/systemd/resolve
 touch /run/systemd/resolve/io.systemd.Resolve
@@ -101,7 +117,7 @@ ip link set vethport master br-agents"""
 def sound(files: Path) -> list[dict[str, str]]:
     """A host where nothing of this is amiss; the subordinate uids are those of an agent."""
     subuid = f"agent-alice:{POOL}:100\nbystander:100000:65536\n"
-    return Host(files, "", subuid, "br-agents", SOUND).findings()
+    return Host(files, "", subuid, "br-agents", SOUND).findings("trust")
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +199,131 @@ def test_two_containers_on_one_bridge(files: Path, setting: str | None) -> None:
         assert result == "ok"
     else:
         assert (result, finding.split(" reach")[0]) == ("warning", "port1, port2")
+
+
+def clients(found: list[dict[str, str]], agent: str = "alice") -> dict[str, str]:
+    """What an agent's clients came to: those that trust the CA, and of each other one why not."""
+    tried: dict[str, str] = {}
+    for result, finding in of(found, f"clients of agent {agent}"):
+        names, _, reason = finding.partition(
+            " trust the" if result == "ok" else " does not trust the proxy's CA: "
+        )
+        tried |= dict.fromkeys(names.split(", "), "" if result == "ok" else reason)
+    return tried
+
+
+@pytest.fixture(scope="module")
+def undermined(files: Path) -> list[dict[str, str]]:
+    """A host where alice's own settings name other certificates, and the pool may not reach loopback."""
+    home = files / "home"
+    (home / ".curlrc").write_text('cacert = "/etc/ssl/\x1bmine.pem"\n')
+    (home / ".wgetrc").write_text(f"ca_certificate = {files}/roots.crt\n")
+    (home / ".pki").rename(home / "away")
+    found = Host(files, "", "", "br-agents", SOUND).findings("trust", "loopback: [1-2], ")
+    (home / "away").rename(home / ".pki")
+    for name in (".curlrc", ".wgetrc"):
+        (home / name).unlink()
+    return found
+
+
+def test_the_clients_that_are_here_trust_the_ca(sound: list[dict[str, str]]) -> None:
+    """All that were installed for the tests; wherever an agent has a user, or only a number."""
+    for agent in ("alice", "pool"):
+        tried = clients(sound, agent)
+        assert {"curl", "wget", "git", "Node", "npm"} <= tried.keys()
+        assert not any(tried.values())
+
+
+def test_a_client_with_settings_of_its_own_is_named_with_what_it_said(
+    undermined: list[dict[str, str]],
+) -> None:
+    failed = {name: reason for name, reason in clients(undermined).items() if reason}
+    assert failed.keys() == {"curl", "wget"}
+    assert "/etc/ssl/?mine.pem" in failed["curl"]
+    assert "127.0.0.1" in failed["wget"]
+
+
+def test_an_agent_that_may_not_reach_loopback_is_not_tried(undermined: list[dict[str, str]]) -> None:
+    assert not of(undermined, "clients of agent pool")
+
+
+def test_a_browser_whose_database_is_without_the_ca(
+    undermined: list[dict[str, str]], sound: list[dict[str, str]]
+) -> None:
+    """The database is the agent's; nothing else would tell until a page is opened."""
+    words = "Chromium would refuse the proxy: agent-alice's certificate database is without its CA"
+    assert ("warning", words) in of(undermined, "agent alice")
+    assert ("warning", words) not in of(sound, "agent alice")
+
+
+def test_without_a_trust_kit_no_client_is_tried(files: Path) -> None:
+    found = Host(files, "", "", "br-agents", SOUND).findings("nowhere")
+    assert len(of(found, "trust")) == 4
+    assert not clients(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("bundle.pem", None, "OpenSSL, Go, uv, .*curl.*git.*wget and apt would refuse the proxy: .*bundle.pem is missing"),
+        ("bundle.pem", Authority().certificate_pem(), "curl.* refuse the proxy: .*bundle.pem does not hold the proxy's CA"),
+        ("truststore.p12", b"nothing", "Java would refuse the proxy: .*truststore.p12 is no PKCS #12 store"),
+        ("wgetrc", b"", "wget would refuse the proxy: .*wgetrc does not name the bundle"),
+        ("apt.conf", None, "apt would refuse the proxy: .*apt.conf is missing"),
+    ],
+)  # fmt: skip
+def test_a_file_that_does_not_serve_and_who_would_fail(
+    files: Path, tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    certificate = files / "ca/mitmproxy-ca-cert.pem"
+    trust = write_trust_files(certificate, tmp_path, files / "roots.crt")
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    (found,) = trust_kit(read_authority(certificate), trust, [])
+    assert found.result == "warning"
+    assert re.search(message, found.finding)
+    assert found.remedy == "egress-policy env --write"
+
+
+def test_files_that_an_agent_may_not_read_or_that_are_older_than_the_roots(files: Path) -> None:
+    authority, trust = read_authority(files / "ca/mitmproxy-ca-cert.pem"), TrustFiles(files / "trust")
+    (whole,) = trust_kit(authority, trust, [Holder("agent alice", ALICE, ALICE, frozenset())])
+    assert whole.result == "ok"
+    trust.directory.chmod(0o700)
+    os.utime(trust.bundle, (0, 0))
+    found = list(trust_kit(authority, trust, [Holder("agent alice", ALICE, ALICE, frozenset())]))
+    trust.directory.chmod(0o755)
+    os.utime(trust.bundle)
+    assert [one.result for one in found] == ["warning", "warning", "ok"]
+    assert found[0].finding == f"agent alice may not read {trust.bundle}"
+    assert "the system's roots were changed after" in found[1].finding
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "result", "words"),
+    [
+        (-9, -1, "failed", "nobody trusts it"),
+        (1, 9, "failed", "nobody trusts it"),
+        (-9, 9, "warning", "its certificate ends on"),
+        (-9, 99, "ok", "its certificate counts until"),
+    ],
+)
+def test_the_ca_s_time(begins: int, ends: int, result: str, words: str) -> None:
+    """In days from now."""
+    now = datetime.now(UTC)
+    found = validity(Certificate(b"", now + timedelta(days=begins), now + timedelta(days=ends)))
+    assert (found.result, words in found.finding) == (result, True)
+    assert bool(found.remedy) == (result != "ok")
+
+
+def test_a_ca_that_is_none(files: Path) -> None:
+    certificate = files / "ca/mitmproxy-ca-cert.pem"
+    kept = certificate.read_bytes()
+    certificate.write_text("nothing")
+    found = Host(files, "", "", "br-agents", SOUND).findings()
+    certificate.write_bytes(kept)
+    assert of(found, "CA") == [("failed", f"{certificate} holds no certificate in PEM")]
 
 
 def test_a_link_that_is_not_there(files: Path) -> None:

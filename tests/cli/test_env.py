@@ -25,14 +25,14 @@ def env(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_shell_takes_what_it_prints(ca: Path, tmp_path: Path) -> None:
-    printed = env("--write", "--ca", ca, "--roots", ca, "--directory", tmp_path, "--scope", FIELD)
+    printed = env("--write", "--ca", ca, "--roots", ca, "--trust", tmp_path, "--scope", FIELD)
     assert (printed.returncode, printed.stderr) == (0, "")
     asked = subprocess.run(
         ["sh", "-c", 'eval "$1"; env -0', "sh", printed.stdout],
         env={"PATH": os.defpath}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     taken = dict(one.split("=", 1) for one in asked.stdout.split("\0") if one)
-    settings = json.loads(env("--directory", tmp_path, "--scope", FIELD, "--json").stdout)
+    settings = json.loads(env("--trust", tmp_path, "--scope", FIELD, "--json").stdout)
     assert {name: taken.get(name) for name in settings} == settings
     assert settings["CURL_CA_BUNDLE"] == f"{tmp_path}/bundle.pem"
     assert settings["GIT_CONFIG_VALUE_0"] == f"X-Agent-Scope: {FIELD}"
@@ -42,14 +42,14 @@ def test_a_shell_takes_what_it_prints(ca: Path, tmp_path: Path) -> None:
 def test_a_relative_folder_is_printed_whole(ca: Path, tmp_path: Path) -> None:
     """The programs run elsewhere."""
     relative = os.path.relpath(tmp_path)
-    settings = json.loads(env("--write", "--ca", ca, "--roots", ca, "--directory", relative, "--json").stdout)
+    settings = json.loads(env("--write", "--ca", ca, "--roots", ca, "--trust", relative, "--json").stdout)
     assert settings["SSL_CERT_FILE"] == str(Path.cwd() / relative / "bundle.pem")
 
 
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["--directory", "/nowhere"], 1, "/nowhere/ca.pem is missing: write the files with `egress-policy env --write`"),
+        (["--trust", "/nowhere"], 1, "/nowhere/ca.pem is missing: write the files with `egress-policy env --write`"),
         (["--write", "--ca", "/nowhere.pem"], 1, "/nowhere.pem is missing"),
         (["--scope", "alice"], 2, "the scope 'alice' is not 'sandbox-<developer>'"),
         (["--scope", "sandbox-älice"], 2, "control or non-ASCII"),

@@ -74,7 +74,11 @@ class World:
         Its environment is a home folder, PATH, `settings` and, with the kit, what `egress-policy env` printed.
         """
         script = 'eval "$1"; shift; cd; exec "$@"' if kit else 'shift; cd; exec "$@"'
-        own = {"HOME": str(self.home(uid)), "PATH": f"{sys.prefix}/bin:/usr/bin:/bin", **(settings or {})}
+        own = {
+            "HOME": str(self.home(uid)),
+            "PATH": f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin",
+            **(settings or {}),
+        }
         return self.lab.run(
             ["env", "-i", *(f"{name}={value}" for name, value in own.items()), "sh", "-c", script, "sh", self.printed[uid], *argv],
             uid=uid,
@@ -128,7 +132,7 @@ def world() -> Iterator[World]:
         lab.wait(server, "clients-origin", lambda: "ready" in lab.output("clients-origin"))
         lab.start_proxy()
         trust = lab.folder / "trust"
-        command = ("env", "--directory", trust)
+        command = ("env", "--trust", trust)
         written = lab.egress_policy(*command, "--write", "--ca", lab.proxy_ca, "--roots", lab.internet_ca)
         with_scope = lab.egress_policy(*command, "--scope", FIELD)
         printed = {BOB: succeeded(written), ALICE: succeeded(with_scope)}
