@@ -17,7 +17,8 @@ def signature(path: Path) -> Signature | None:
     """Return what tells one version of a file from another, None where there is none to be had."""
     try:
         status = path.stat()
-    except OSError:
+    except (OSError, ValueError):
+        # ValueError: a name with a null character.
         return None
     return status.st_ino, status.st_size, status.st_mtime_ns
 

@@ -457,6 +457,8 @@ class _Builder:
             self._source.error((*path, "feed"), f"{file} cannot be read: {error.strerror}")
         except UnicodeDecodeError:
             self._source.error((*path, "feed"), f"{file} is not UTF-8")
+        except ValueError:
+            self._source.error((*path, "feed"), f"{name!r} cannot be the name of a file")
         return Feed()
 
 

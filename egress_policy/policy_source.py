@@ -143,7 +143,7 @@ class Source:
             return
         seen: set[str] = set()
         for key, value in node.value:
-            name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
+            name = _shown_whole(key.value) if isinstance(key, yaml.ScalarNode) else "?"
             self._marks[(*path, name)] = (key.start_mark.line + 1, key.start_mark.column + 1)
             if name in seen:
                 self._undecodable((*path, name), "is there twice")
@@ -187,6 +187,9 @@ class Source:
         if not isinstance(node, yaml.ScalarNode):
             self._undecodable(path, "must be a single value")
             return None
+        if _shown_whole(node.value) != node.value:
+            self._undecodable(path, "holds half of a surrogate pair, which is no character")
+            return None
         text: object = node.value
         if node.tag == "tag:yaml.org,2002:int" and not (isinstance(kind, type) and kind in LEAVES):
             text = int(node.value) if node.value.isdecimal() else node.value
@@ -209,6 +212,11 @@ class Source:
             )
             self._undecodable(path, f"{_quoted(value)} is not {expected}{because}")
             return None
+
+
+def _shown_whole(text: str) -> str:
+    """Escape the halves of surrogate pairs: YAML can write them, and nothing else can."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _contains(path: Place, inner: Place) -> bool:

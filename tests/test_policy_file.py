@@ -297,6 +297,9 @@ def test_what_a_part_says_is_checked_though_another_cannot_be_read(write: Write)
         pytest.param("max_body: 64KiB", "max_body: 64k", "'64k' is not a size such as", id="size"),
         pytest.param("max_body: 64KiB", "max_body: 64", "'64' is not a size such as", id="size without unit"),
         pytest.param("feeds/malware.txt", "feeds/none.txt", "cannot be read: No such file", id="no feed"),
+        pytest.param("feeds/malware.txt", '"a\\0b"', "'a\\x00b' cannot be the name of a file", id="null"),
+        pytest.param("feeds/malware.txt", r'"\ud800"', "feed: holds half of a surrogate pair", id="half"),
+        pytest.param("comment: x", r'"\ud800": x', r"\ud800: unknown key", id="half a key"),
     ],
 )
 def test_what_cannot_be_meant_is_an_error(write: Write, old: str, new: str, expected: str) -> None:

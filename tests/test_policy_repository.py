@@ -73,7 +73,7 @@ def test_who_would_no_longer_be_held_is_said(repository: PolicyRepository) -> No
             "test",
             "    - {domain: packages.example}",
             "    - {domain: packages.example}\n  known-good:\n    - {domain: unheard-of.example}",
-            "policy.yaml:30:5: tests[3]: method_not_allowed was expected, and it is permit",
+            "tests[3]: method_not_allowed was expected, and it is permit",
         ),
         ("key", "scopes:\n", "proxy: {user: root}\nscopes:\n", "teams/web.yaml:7:1: proxy: belongs into"),
         ("scope", "scopes: [sandbox-alice]", "scopes: [sandbox-bob]", "sandbox-bob is data.yaml's"),

@@ -65,6 +65,22 @@ def test_a_changed_policy_file_is_in_force_without_a_restart(
     assert not events(lab, "revoke", "b.example")
 
 
+def test_what_the_policy_includes_is_followed_too(lab: Lab, proxy: subprocess.Popen[bytes]) -> None:
+    teams = lab.policy_file.parent / "teams"
+    teams.mkdir(exist_ok=True)
+    (teams / "alice.yaml").write_text("trust: {vetted: []}\n")
+    lab.write_policy(f"{FEEDING}include: [teams/*.yaml]\n")
+    assert until(lambda: bool(events(lab, "policy", "it changed")))
+    assert status(lab, "a.example") == 200
+    (teams / "bob.yaml").write_text("trust: {known-bad: [{domain: a.example}]}\n")
+    assert until(lambda: status(lab, "a.example") == 403), "a file was added"
+    (teams / "bob.yaml").write_text("trust: {known-bad: [{domain: b.example}]}\n")
+    assert until(lambda: status(lab, "a.example") == 200), "it changed"
+    assert status(lab, "b.example") == 403
+    (teams / "bob.yaml").unlink()
+    assert until(lambda: status(lab, "b.example") == 200), "it was removed"
+
+
 def test_sighup_asks_for_the_policy(lab: Lab, proxy: subprocess.Popen[bytes]) -> None:
     before = len(events(lab, "policy"))
     os.kill(proxy.pid, signal.SIGHUP)

@@ -1,0 +1,195 @@
+"""From an experiment to a rule: promote, check, tests, diff, review, merge, and a host that takes it without a restart."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from deploy.demo.lab import ALICE, BOB, NAMESERVERS, PROXY, Lab
+from deploy.demo.namespaces import ROOT
+from tests.end_to_end.conftest import ALICE_FIELD
+from tests.end_to_end.conftest import until as wait_until
+from tests.policy_repository import PolicyRepository
+
+PULL = ROOT / "deploy/pull/egress-policy-pull"
+COMMAND = Path(sys.executable).parent / "egress-policy"
+# The template's accounts and name servers are those of a real host.
+CHANGES = {
+    "proxy: {user: egress-proxy}": f"proxy: {{user: {PROXY}}}\nresolver: {{nameservers: [{NAMESERVERS[0]}], timeout: 1s}}",
+    "user: agent-alice": f"user: {ALICE}",
+    "user: agent-bob": f"user: {BOB}",
+}
+
+
+class Host:
+    """A laboratory whose policy is what it pulled from the repository."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.folder = lab.policy_file.parent
+        lab.policy_file = self.folder / "current/policy.yaml"
+        work = lab.folder / "git"
+        work.mkdir()
+        self.repository = PolicyRepository(work)
+        self.repository.create(CHANGES)
+        self.clone = lab.folder / "policy.git"
+        cloned = lab.run(["git", "clone", "--quiet", "--bare", self.repository.origin, self.clone])
+        assert not cloned.returncode, cloned.stderr
+
+    @property
+    def current(self) -> str:
+        """The commit that is in force."""
+        return (self.folder / "current").readlink().name
+
+    def pull(self) -> subprocess.CompletedProcess[str]:
+        """Do what the timer does."""
+        return self.lab.run([PULL, self.clone, self.folder], env={"EGRESS_POLICY": str(COMMAND)})
+
+    def status(self, host: str, headers: Mapping[str, str], uid: int = ALICE) -> int:
+        return self.lab.curl(f"https://{host}/", uid=uid, headers=headers).status
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    with Lab("tool.example", "other.example") as lab:
+        made = Host(lab)
+        pulled = made.pull()
+        assert pulled.returncode == 0, pulled.stderr
+        lab.start_proxy()
+        yield made
+
+
+def until(ready: Callable[[], bool]) -> bool:
+    return wait_until(ready, 30.0)
+
+
+def test_an_experiment_becomes_a_rule(host: Host) -> None:
+    repository = host.repository
+    # An agent tries a destination, under its sandbox's rules.
+    assert host.status("tool.example", {}) == 403
+    assert host.status("tool.example", ALICE_FIELD) == 200
+    assert host.status("tool.example", ALICE_FIELD) == 200
+
+    # Whoever proposes it has a clone, and the log's evidence.
+    repository.branch("tool")
+    promoted = subprocess.run(
+        [COMMAND, "promote", "tool.example", "--review", "https://git.example/policy/7", "--json",
+         "--policy", repository.work / "policy.yaml", "--audit", host.lab.audit_file],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert promoted.returncode == 0, promoted.stderr
+    proposal = json.loads(promoted.stdout)
+    team = repository.work / "teams/web.yaml"
+    assert proposal["policy"] == str(team)
+    assert "reached 2 times" in proposal["body"]
+    assert "| alice-claude | sandbox-alice | 2 |" in proposal["body"]
+    added = [
+        line[1:] for line in repository.git("diff", "--unified=0").splitlines() if line[:2] in {"+ ", "- "}
+    ]
+    assert added == ["  known-good:", f"    - {proposal['entry']}"]
+    expected = "  - {agent: alice-claude, request: POST https://tool.example/, expect: permit}\n"
+    team.write_text(team.read_text() + expected)
+    repository.commit(f"{proposal['title']}\n\n{proposal['body']}")
+
+    # The reviewer is told that it is in order, and what it changes.
+    run = repository.workflow("tool")
+    assert run.failed is None, run.output
+    assert "policy.yaml is valid." in run.output
+    assert "### Newly permitted\n\n- `tool.example port 443`: known-good, inspection name\n" in run.comment
+    assert "agent bob-batch, without a scope" in run.comment
+    assert host.status("tool.example", {}) == 403, "nothing changes before the merge"
+
+    # The merge is in force on the host, without a restart.
+    before = host.current
+    repository.merge("tool")
+    pulled = host.pull()
+    assert pulled.returncode == 0, pulled.stderr
+    assert host.current == repository.git("rev-parse", "main").strip() != before
+    assert until(lambda: host.status("tool.example", {}) == 200)
+    assert host.status("other.example", {}) == 403
+    assert host.pull().stdout == "", "there is nothing new"
+
+    # And it is taken back the same way.
+    repository.git("revert", "--no-edit", "--mainline", "1", "HEAD")
+    repository.git("push", "--quiet", "origin", "main")
+    assert host.pull().returncode == 0
+    assert until(lambda: host.status("tool.example", {}) == 403)
+
+
+def broken(host: Host) -> None:
+    (host.repository.work / "teams/web.yaml").write_text("agents: [\n")
+
+
+def failing(host: Host) -> None:
+    path = host.repository.work / "policy.yaml"
+    path.write_text(path.read_text().replace("expect: destination_denied", "expect: permit"))
+
+
+def linked(host: Host) -> None:
+    (host.repository.work / "teams/host.yaml").symlink_to("/etc/hosts")
+
+
+def rewritten(host: Host) -> None:
+    host.repository.git("commit", "--quiet", "--amend", "--message", "Begin otherwise")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (broken, "teams/web.yaml:2:1: not YAML"),
+        (failing, "tests[1]: permit was expected, and it is destination_denied"),
+        (linked, "holds a link, which could lead anywhere"),
+        (rewritten, "refs/heads/main could not be fetched"),
+    ],
+)
+def test_what_is_not_in_order_changes_nothing(host: Host, spoil: Callable[[Host], None], said: str) -> None:
+    repository, before = host.repository, host.current
+    repository.git("checkout", "--quiet", "main")
+    good = repository.git("rev-parse", "main").strip()
+    spoil(host)
+    if repository.git("status", "--porcelain"):
+        repository.commit("Spoil it")
+    repository.git("push", "--quiet", "--force", "origin", "main")
+    refused = host.pull()
+    assert (refused.returncode, said in refused.stderr) == (1, True), refused.stderr
+    assert host.current == before
+    assert not list((host.folder / "releases").glob(".new*"))
+    assert host.status("other.example", ALICE_FIELD) == 200
+    # The next good commit is taken.
+    if spoil is rewritten:
+        repository.git("reset", "--quiet", "--hard", good)
+    else:
+        repository.git("revert", "--no-edit", "HEAD")
+    repository.git("push", "--quiet", "--force", "origin", "main")
+    assert host.pull().returncode == 0
+    assert host.current == repository.git("rev-parse", "main").strip()
+
+
+def test_no_attribute_leaves_a_file_out(host: Host) -> None:
+    """A team whose file is missing on the hosts alone would be free there."""
+    repository = host.repository
+    repository.git("checkout", "--quiet", "main")
+    (repository.work / ".gitattributes").write_text("teams/data.yaml export-ignore\n")
+    repository.commit("Leave a team out of archives")
+    repository.git("push", "--quiet", "origin", "main")
+    assert host.pull().returncode == 0
+    assert (host.folder / "current/teams/data.yaml").exists()
+
+
+def test_a_host_without_a_clone_is_told_how_to_make_one(host: Host) -> None:
+    done = host.lab.run([PULL, host.lab.folder / "none", host.folder])
+    assert (done.returncode, "git clone --bare" in done.stderr) == (1, True)
+
+
+def test_the_newest_releases_stay(host: Host) -> None:
+    repository = host.repository
+    repository.git("checkout", "--quiet", "main")
+    for number in range(3):
+        repository.git("commit", "--quiet", "--allow-empty", "--message", f"Change {number}")
+        repository.git("push", "--quiet", "origin", "main")
+        assert host.pull().returncode == 0
+    kept = {path.name for path in (host.folder / "releases").iterdir()}
+    assert kept == {*repository.git("rev-list", "--max-count=3", "main").split()}
