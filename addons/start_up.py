@@ -82,7 +82,7 @@ def start(settings: options.Options, on_end: Callable[[LiveGrant], None]) -> Sta
             )
         _check_authority(Path(settings.confdir))
         audit = AuditLog(settings.scope_audit)
-        if not is_loaded():
+        if not is_loaded() or (_has_ports(policy) and not is_loaded("bridge")):
             raise StartError("the ruleset is not in the kernel: run `egress-policy apply` first")
         nameservers = policy.resolver.nameservers
         resolver = Resolver(nameservers, policy.resolver.timeout.total_seconds())
@@ -125,6 +125,10 @@ def with_policy(
         known_good=KnownGoodNames(policy, resolver, started.elements),
         callers=_callers(policy, uids),
     )
+
+
+def _has_ports(policy: Policy) -> bool:
+    return any(agent.port is not None for agent in policy.agents.values())
 
 
 def _callers(policy: Policy, uids: list[tuple[int, int, str]]) -> Callers:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from socket import AF_INET, AF_INET6, inet_ntop
+from typing import Literal
 
 from pyroute2 import AsyncNFTSocket
 from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST
@@ -41,6 +42,8 @@ MAX_COMMENT = 128
 MAX_TIMEOUT = 24 * 3600.0
 
 _RULESET = Path(__file__).with_name("egress.nft")
+_BRIDGES = "# --- Bridges:"
+_LINK_LOCAL = ipaddress.IPv6Network("fe80::/10")
 _PATIENCE = 3.0
 # 3,000 elements in one batch make pyroute2 raise struct.error; 1,000 work.
 _BATCH = 250
@@ -62,7 +65,8 @@ class Ruleset:
     """What the policy fills into the static ruleset. Ranges include both ends.
 
     `loopback` pairs a range of uids with a range of local ports; `agent_links` the link that an agent's packets
-    come from with its source; `known_good` is what the kernel passes by itself, on one port each.
+    come from with its source, `bridge_ports` the port of a bridge that it is behind with its source; `known_good`
+    is what the kernel passes by itself, on one port each.
     """
 
     proxy_uid: int
@@ -72,6 +76,7 @@ class Ruleset:
     agent_uids: tuple[Range, ...] = ()
     agent_ports: tuple[Range, ...] = ()
     agent_links: tuple[tuple[str, Network], ...] = ()
+    bridge_ports: tuple[tuple[str, Network], ...] = ()
     loopback: tuple[tuple[Range, Range], ...] = ()
     known_good: tuple[tuple[Network, int], ...] = ()
     known_bad: tuple[Network, ...] = ()
@@ -91,7 +96,10 @@ class Element:
 
 
 def compose(ruleset: Ruleset) -> str:
-    """Compose the text that nft(8) loads: definitions, the static ruleset, the static sets' elements."""
+    """Compose the text that nft(8) loads: definitions, the static ruleset, the static sets' elements.
+
+    What is for bridges is left out where no agent is behind a port: a kernel may lack it.
+    """
     ports = ", ".join(str(port) for port in ruleset.proxy_ports)
     definitions = (
         f"define proxy_uid = {ruleset.proxy_uid}\n"
@@ -99,12 +107,19 @@ def compose(ruleset: Ruleset) -> str:
         f"define dns_port = {ruleset.dns_port}\n"
         f"define proxy_ports = {{ {ports} }}\n"
     )
-    return definitions + _RULESET.read_text() + "".join(_elements(ruleset))
+    static = _RULESET.read_text()
+    if not ruleset.bridge_ports:
+        static, _, _ = static.partition(_BRIDGES)
+    elements = (*_elements(ruleset), *_bridge_elements(ruleset.bridge_ports))
+    return definitions + static + "".join(elements)
 
 
 def apply(ruleset: Ruleset) -> None:
     """Load the ruleset and the static sets in one transaction; timed elements stay. Raises FirewallError."""
-    _nft(["-f", "-"], compose(ruleset))
+    text = compose(ruleset)
+    if not ruleset.bridge_ports and is_loaded("bridge"):
+        text += f"delete table bridge {TABLE}\n"
+    _nft(["-f", "-"], text)
 
 
 def pause(uids: Sequence[Range], sources: Sequence[Network]) -> None:
@@ -126,9 +141,9 @@ def delete_now(name: str, sockets: Sequence[Socket]) -> None:
         _nft(["-f", "-"], "".join(verbs))
 
 
-def is_loaded() -> bool:
-    """Tell whether the ruleset is in the kernel. Raises FirewallError where nobody can tell."""
-    listed = json.loads(_nft(["--json", "list", "tables", "inet"]))
+def is_loaded(family: Literal["inet", "bridge"] = "inet") -> bool:
+    """Tell whether the ruleset's table of a family is in the kernel. Raises FirewallError where nobody can tell."""
+    listed = json.loads(_nft(["--json", "list", "tables", family]))
     return any(one.get("table", {}).get("name") == TABLE for one in listed["nftables"])
 
 
@@ -328,19 +343,11 @@ def _elements(ruleset: Ruleset) -> Iterator[str]:
         (f"{_range(uids)} . {_range(one)}" for uids, ports in ports_of.items() for one in _merged(ports)),
     )
     yield from _add("agent-ports", (_range(ports) for ports in _merged(ruleset.agent_ports)))
-    yield from _add("agent-links", sorted({f'"{link}"' for link, _ in ruleset.agent_links}))
+    # A port too: what is not in its bridge yet, or no more, is refused, and not let through.
+    links = {link for link, _ in (*ruleset.agent_links, *ruleset.bridge_ports)}
+    yield from _add("agent-links", (f'"{link}"' for link in sorted(links)))
+    yield from _sources("inet", ruleset.agent_links)
     for suffix, version in (("", 4), ("-ipv6", 6)):
-        sources: dict[str, list[Network]] = defaultdict(list)
-        for link, network in ruleset.agent_links:
-            if network.version == version:
-                sources[link].append(network)
-        yield from _add(
-            f"agent-sources{suffix}", _spans(one for networks in sources.values() for one in networks)
-        )
-        yield from _add(
-            f"agent-link-sources{suffix}",
-            (f'"{link}" . {span}' for link, networks in sources.items() for span in _spans(networks)),
-        )
         nameservers = [one for one in ruleset.nameservers if one[0].version == version]
         yield from _add(f"nameservers{suffix}", (f"{address} . {port}" for address, port in nameservers))
     for suffix, version in (("-ipv4", 4), ("-ipv6", 6)):
@@ -356,16 +363,43 @@ def _elements(ruleset: Ruleset) -> Iterator[str]:
         yield from _add(f"known-bad{suffix}", _spans(bad))
 
 
+def _bridge_elements(ports: Sequence[tuple[str, Network]]) -> Iterator[str]:
+    spans: dict[str, list[Range]] = {port: [_span(_LINK_LOCAL)] for port, _ in ports}
+    yield from _add("agent-links", (f'"{port}"' for port in sorted(spans)), "bridge")
+    yield from _sources("bridge", ports)
+    for port, network in ports:
+        if network.version == 6:
+            spans[port].append(_span(network))
+    # Of a key that is raw bytes nft(8) takes numbers alone.
+    yield from _add(
+        "agent-link-targets",
+        (f'"{port}" . {low:#x}-{high:#x}' for port, ends in spans.items() for low, high in _merged(ends)),
+        "bridge",
+    )
+
+
+def _sources(family: str, links: Sequence[tuple[str, Network]]) -> Iterator[str]:
+    for suffix, version in (("", 4), ("-ipv6", 6)):
+        sources: dict[str, list[Network]] = defaultdict(list)
+        for link, network in links:
+            if network.version == version:
+                sources[link].append(network)
+        every = _spans(one for networks in sources.values() for one in networks)
+        yield from _add(f"agent-sources{suffix}", every, family)
+        pairs = (f'"{link}" . {span}' for link, networks in sources.items() for span in _spans(networks))
+        yield from _add(f"agent-link-sources{suffix}", pairs, family)
+
+
 def _paused(uids: Sequence[Range], sources: Sequence[Network]) -> Iterator[str]:
     yield from _add("paused-uids", (_range(one) for one in _merged(uids)))
     for suffix, version in (("", 4), ("-ipv6", 6)):
         yield from _add(f"paused-sources{suffix}", _spans(one for one in sources if one.version == version))
 
 
-def _add(name: str, elements: Iterable[str]) -> Iterator[str]:
+def _add(name: str, elements: Iterable[str], family: str = "inet") -> Iterator[str]:
     listed = ",\n".join(elements)
     if listed:
-        yield f"add element inet {TABLE} {name} {{\n{listed}\n}}\n"
+        yield f"add element {family} {TABLE} {name} {{\n{listed}\n}}\n"
 
 
 def _spans(networks: Iterable[Network]) -> Iterator[str]:
@@ -376,13 +410,17 @@ def _spans(networks: Iterable[Network]) -> Iterator[str]:
     ends: list[Range] = []
     family = AF_INET
     for network in networks:
-        first = int(network.network_address)
-        ends.append((first, first | ((1 << network.max_prefixlen - network.prefixlen) - 1)))
+        ends.append(_span(network))
         family = AF_INET if network.version == 4 else AF_INET6
     length = 4 if family == AF_INET else 16
     for low, high in _merged(ends):
         first_text = inet_ntop(family, low.to_bytes(length))
         yield first_text if low == high else f"{first_text}-{inet_ntop(family, high.to_bytes(length))}"
+
+
+def _span(network: Network) -> Range:
+    first = int(network.network_address)
+    return first, first | ((1 << network.max_prefixlen - network.prefixlen) - 1)
 
 
 def _merged(ranges: Iterable[Range]) -> Iterator[Range]:

@@ -80,6 +80,11 @@ def ruleset_of(
             for agent in policy.agents.values()
             if agent.interface is not None and agent.source is not None
         ),
+        bridge_ports=tuple(
+            (agent.port, agent.source)
+            for agent in policy.agents.values()
+            if agent.port is not None and agent.source is not None
+        ),
         loopback=tuple(
             ((low, high), ports) for low, high, name in agents for ports in policy.agents[name].loopback
         ),

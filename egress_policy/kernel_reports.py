@@ -31,14 +31,21 @@ _EVENTS = {Group.REFUSED: "drop", Group.DIRECT: "direct"}
 
 @dataclass(frozen=True, slots=True)
 class Senders:
-    """Who sends packets: ranges of uids, both ends included, and networks behind a link, each with its agent."""
+    """Who sends packets: ranges of uids, both ends included, and networks behind a link, each with its agent.
+
+    `ports` are bridges' ports with the agent behind each.
+    """
 
     proxy_uid: int
     uids: tuple[tuple[int, int, str], ...]
     links: tuple[tuple[str, Network, str], ...]
+    ports: tuple[tuple[str, str], ...] = ()
 
     def agent_of(self, packet: Packet) -> str | None:
-        """Name the agent that sent a packet, or None. A source address counts on the agent's own link alone."""
+        """Name the agent that sent a packet, or None. A source address counts on the agent's own link alone.
+
+        On a bridge it counts on the agent's own port; what another agent sends under it is the other's doing.
+        """
         if packet.in_link is None:
             uid = packet.uid
             return next(
@@ -47,9 +54,14 @@ class Senders:
         covering = [
             (network.prefixlen, agent)
             for link, network, agent in self.links
-            if link == packet.in_link and packet.source in network
+            if link == packet.in_link and packet.source in network and self._may_be_at(agent, packet.in_port)
         ]
-        return max(covering, default=(0, None))[1]
+        behind = next((agent for port, agent in self.ports if port == packet.in_port), None)
+        return max(covering, default=(0, behind))[1]
+
+    def _may_be_at(self, agent: str, port: str | None) -> bool:
+        own = {one for one, whose in self.ports if whose == agent}
+        return not own or port is None or port in own
 
 
 def senders_of(policy: Policy) -> Senders:
@@ -62,6 +74,7 @@ def senders_of(policy: Policy) -> Senders:
             for agent in policy.agents.values()
             if agent.interface is not None and agent.source is not None
         ),
+        tuple((agent.port, agent.name) for agent in policy.agents.values() if agent.port is not None),
     )
 
 

@@ -65,6 +65,7 @@ class _Configure(IntEnum):
 
 class _Attribute(IntEnum):
     IN_LINK = 4
+    IN_PORT = 6
     PAYLOAD = 9
     PREFIX = 10
     UID = 11
@@ -246,11 +247,13 @@ _logger = logging.getLogger(__name__)
 def _read_logged(data: bytes, link_name: LinkName) -> Logged:
     parts = attributes(data)
     link = _number(parts.get(_Attribute.IN_LINK))
+    port = _number(parts.get(_Attribute.IN_PORT))
     packet = read_packet(
         parts.get(_Attribute.PREFIX, b"").rstrip(b"\0").decode("ascii", "replace"),
         _number(parts.get(_Attribute.UID)),
         None if link is None else link_name(link),
         parts.get(_Attribute.PAYLOAD, b""),
+        None if port is None else link_name(port),
     )
     return Logged(packet, _number(parts.get(_Attribute.SEQUENCE)))
 

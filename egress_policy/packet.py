@@ -29,6 +29,7 @@ _WITH_PORTS = {TCP, UDP, SCTP, UDP_LITE}
 class Packet:
     """`prefix` is the rule's; `uid` the owner of the packet's socket, if it had one; `in_link` where it came in.
 
+    `in_port` is the port of the bridge `in_link` where the kernel tells it.
     The ports are None where the protocol has none, or the packet is too short to tell.
     """
 
@@ -40,9 +41,12 @@ class Packet:
     source_port: int | None
     destination: Address
     destination_port: int | None
+    in_port: str | None = None
 
 
-def read_packet(prefix: str, uid: int | None, in_link: str | None, data: bytes) -> Packet | None:
+def read_packet(
+    prefix: str, uid: int | None, in_link: str | None, data: bytes, in_port: str | None = None
+) -> Packet | None:
     """Read the first bytes of an IP packet; None where they hold no whole IP header."""
     version = data[0] >> 4 if data else 0
     if version == 4 and len(data) >= 20:
@@ -60,7 +64,7 @@ def read_packet(prefix: str, uid: int | None, in_link: str | None, data: bytes) 
     source_port, destination_port = (
         (int.from_bytes(ports[:2]), int.from_bytes(ports[2:])) if len(ports) == 4 else (None, None)
     )
-    return Packet(prefix, uid, in_link, protocol, source, source_port, destination, destination_port)
+    return Packet(prefix, uid, in_link, protocol, source, source_port, destination, destination_port, in_port)
 
 
 def _skip_extensions(data: bytes) -> tuple[int, int, bool]:

@@ -51,6 +51,7 @@ class Resolver:
 class Agent:
     """Who is subject to the policy: a user of this host (name or uids), or a source address behind a link.
 
+    Where the link is a bridge, `port` is the one of its ports that the agent is behind, if it has a name beforehand.
     `may_ask` is false for an agent that nobody watches: what needs approval is denied to it, and nobody is asked.
     """
 
@@ -58,6 +59,7 @@ class Agent:
     scopes: tuple[str, ...]
     user: str | Range | None = None
     interface: str | None = None
+    port: str | None = None
     source: Network | None = None
     default_scope: str | None = None
     loopback: tuple[Range, ...] = ((1024, 65535),)

@@ -281,6 +281,15 @@ class AgentDocument(msgspec.Struct, forbid_unknown_fields=True):
     interface: (
         Annotated[str, msgspec.Meta(min_length=1, max_length=15, description="a link's name")] | None
     ) = None
+    port: (
+        Annotated[
+            str,
+            msgspec.Meta(
+                min_length=1, max_length=15, description="where the link is a bridge: its port's name"
+            ),
+        ]
+        | None
+    ) = None
     source: Cidr | None = None
     default_scope: ScopeName | None = None
     loopback: list[Ports] | None = None

@@ -33,6 +33,7 @@ from egress_policy.policy import (
     Sandbox,
     Trust,
 )
+from egress_policy.policy_containers import conflicts, shared_links
 from egress_policy.policy_document import AgentDocument, EntryDocument, PolicyDocument, RuleDocument
 from egress_policy.policy_include import Sources
 from egress_policy.policy_source import Place, PolicyError, PolicyFileError
@@ -103,7 +104,12 @@ def _read(path: Path, today: date, feeds: FeedFiles, instead: Mapping[Path, byte
     policy = _Builder(sources, document, today, feeds).build()
     if sources.errors:
         raise PolicyFileError(sources.errors)
-    _check_links(sources, policy)
+    for agent, other in shared_links(tuple(policy.agents.values())):
+        sources.warning(
+            ("agents", agent.name, "interface"),
+            f"is that of agent {other.name} too, and either could take the other's address: "
+            "give each a link of its own, or name the bridge's `port` that each is behind",
+        )
     _check_needed(sources, policy)
     _check_unseen(sources, document, policy)
     return Loaded(
@@ -126,17 +132,6 @@ def _failures(source: Sources, document: PolicyDocument, policy: Policy) -> Iter
         why = why_unexpected(policy, test.agent, head, test.expect)
         if why is not None:
             yield source.at(("tests", index), why)
-
-
-def _check_links(source: Sources, policy: Policy) -> None:
-    first: dict[str, str] = {}
-    for name, agent in policy.agents.items():
-        if agent.interface is not None and first.setdefault(agent.interface, name) != name:
-            source.warning(
-                ("agents", name, "interface"),
-                f"is that of agent {first[agent.interface]} too, and either could take the other's address: "
-                "give each a link of its own",
-            )
 
 
 def _check_needed(source: Sources, policy: Policy) -> None:
@@ -249,16 +244,20 @@ class _Builder:
             user: Any = document.user
             source: Any = document.source
             loopback: Any = document.loopback
-            agents[name] = Agent(
+            agent = Agent(
                 name=name,
                 scopes=tuple(document.scopes),
                 user=user,
                 interface=document.interface,
+                port=document.port,
                 source=source,
                 default_scope=document.default_scope,
                 loopback=Agent(name, ()).loopback if loopback is None else tuple(loopback),
                 may_ask=document.approval is None,
             )
+            for key, why in conflicts(agent, agents.values()):
+                self._source.error((*path, key), why)
+            agents[name] = agent
         return agents
 
     def _check_identity(
@@ -267,6 +266,10 @@ class _Builder:
         if (document.user is None) == (document.source is None and document.interface is None):
             self._source.error(path, "an agent has either `user`, or `interface` and `source`")
             return
+        if document.user is not None and document.port is not None:
+            self._source.error(
+                (*path, "port"), "is for an agent behind a bridge, with `interface` and `source`"
+            )
         if document.user is None:
             if document.source is None or document.interface is None:
                 self._source.error(
@@ -276,10 +279,6 @@ class _Builder:
                 self._source.error(
                     (*path, "loopback"), "is for an agent with `user`; a container has a host of its own"
                 )
-            source: Any = document.source
-            for other in others.values():
-                if other.interface == document.interface and other.source == source:
-                    self._source.error((*path, "source"), f"is that of agent {other.name}")
             return
         user: Any = document.user
         if user == "root" or _holds(user, 0):

@@ -4,6 +4,11 @@ import os
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 ON_THE_KERNEL = (
     "tests/kernel/",

@@ -29,6 +29,7 @@ PURE = {
     "grant",
     "http_request",
     "policy",
+    "policy_containers",
     "policy_tests",
     "reachability",
     "rights",

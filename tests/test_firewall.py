@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -15,10 +16,12 @@ def network(text: str) -> Network:
     return ipaddress.ip_network(text)
 
 
-def elements(ruleset: Ruleset) -> dict[str, set[str]]:
+def elements(ruleset: Ruleset, family: str = "inet") -> dict[str, set[str]]:
     """Read the static sets' elements back out of the text."""
     added = re.findall(
-        r"^add element inet egress-policy (\S+) \{\n(.*?)\n\}$", compose(ruleset), re.MULTILINE | re.DOTALL
+        rf"^add element {family} egress-policy (\S+) \{{\n(.*?)\n\}}$",
+        compose(ruleset),
+        re.MULTILINE | re.DOTALL,
     )
     assert len({name for name, _ in added}) == len(added), "a set is filled twice"
     return {name: set(listed.split(",\n")) for name, listed in added}
@@ -61,6 +64,39 @@ def test_agents_are_uids_or_addresses_behind_links() -> None:
         "agent-link-sources": {'"veth0" . 10.0.0.2', '"veth1" . 10.0.0.3'},
         "agent-link-sources-ipv6": {'"veth0" . fd00::2'},
     }
+
+
+def test_agents_behind_a_bridges_ports() -> None:
+    """A port is a link too: should it leave the bridge, what comes from it is refused."""
+    ruleset = replace(
+        EMPTY,
+        agent_links=(("br0", network("10.0.0.2/32")), ("br0", network("fd00::2/128"))),
+        bridge_ports=(("veth0", network("10.0.0.2/32")), ("veth0", network("fd00::/127")), ("veth1", network("fe80::/9"))),
+    )  # fmt: skip
+    assert elements(ruleset)["agent-links"] == {'"br0"', '"veth0"', '"veth1"'}
+    assert elements(ruleset, "bridge") == {
+        "agent-links": {'"veth0"', '"veth1"'},
+        "agent-sources": {"10.0.0.2"},
+        "agent-sources-ipv6": {"fd00::-fd00::1", "fe80::-feff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"},
+        "agent-link-sources": {'"veth0" . 10.0.0.2'},
+        "agent-link-sources-ipv6": {
+            '"veth0" . fd00::-fd00::1',
+            '"veth1" . fe80::-feff:ffff:ffff:ffff:ffff:ffff:ffff:ffff',
+        },
+        "agent-link-targets": {
+            f'"veth0" . 0xfd00{0:028x}-0xfd00{1:028x}',
+            f'"veth0" . 0xfe80{0:028x}-0xfebf{"f" * 28}',
+            f'"veth1" . 0xfe80{0:028x}-0xfeff{"f" * 28}',
+        },
+    }
+
+
+def test_a_kernel_without_bridges_is_asked_for_none() -> None:
+    """Where no agent is behind a port."""
+    assert "bridge egress-policy" not in compose(EMPTY)
+    assert "table bridge egress-policy" in compose(
+        replace(EMPTY, bridge_ports=(("veth0", network("10.0.0.2")),))
+    )
 
 
 def test_overlapping_networks_become_one() -> None:

@@ -42,6 +42,18 @@ def test_agents_are_known_by_uid_or_by_link_and_source() -> None:
     )
 
 
+def test_an_agent_behind_a_port_is_known_by_it_too() -> None:
+    bridged = replace(
+        BOX, name="bridged", interface="br0", port="veth1", source=ipaddress.ip_network("10.0.0.3")
+    )
+    ruleset = ruleset_of(with_agents(BOX, bridged), ())
+    assert ruleset.agent_links == (
+        ("veth0", ipaddress.ip_network("10.0.0.2")),
+        ("br0", ipaddress.ip_network("10.0.0.3")),
+    )
+    assert ruleset.bridge_ports == (("veth1", ipaddress.ip_network("10.0.0.3")),)
+
+
 def test_agents_of_this_host_can_listen_on_ports_that_need_no_privilege() -> None:
     """Containers listen on a host of their own: nobody's SYN cookies are in question."""
     first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())

@@ -24,8 +24,12 @@ SENDERS = Senders(
         ("br-agents", ipaddress.ip_network("10.88.0.11/32"), "narrow"),
         ("br-agents", ipaddress.ip_network("fd88::/64"), "wide"),
         ("br-others", ipaddress.ip_network("10.89.0.0/24"), "other"),
+        ("br-shared", ipaddress.ip_network("10.87.0.2"), "left"),
+        ("br-shared", ipaddress.ip_network("10.87.0.3"), "right"),
     ),
+    (("left0", "left"), ("right0", "right")),
 )
+BRIDGED = replace(CONTAINERS, in_link="br-shared", source=ipaddress.ip_address("10.87.0.2"))
 
 
 def name_of(address: Address) -> str | None:
@@ -51,6 +55,15 @@ def reports() -> KernelReports:
         ),
         pytest.param(
             replace(ALICES, uid=None, source=ipaddress.ip_address("10.88.0.11")), None, id="no link at all"
+        ),
+        pytest.param(replace(BRIDGED, in_port="left0"), "left", id="its own port"),
+        pytest.param(BRIDGED, "left", id="a port that is not told"),
+        pytest.param(replace(BRIDGED, in_port="right0"), "right", id="under another's address"),
+        pytest.param(replace(BRIDGED, in_port="third0"), None, id="from nobody's port"),
+        pytest.param(
+            replace(BRIDGED, in_port="right0", source=ipaddress.ip_address("10.87.0.77")),
+            "right",
+            id="under nobody's address",
         ),
     ],
 )
@@ -153,8 +166,12 @@ def test_what_was_lost_and_what_cannot_be_heard_is_on_record() -> None:
 def test_senders_are_the_policys() -> None:
     known: Policy = policy()
     source = ipaddress.ip_network("10.88.0.11/32")
-    agents = {**known.agents, "box": Agent("box", (), interface="br-agents", source=source)}
+    box = Agent("box", (), interface="br-agents", port="veth0", source=source)
+    agents = {**known.agents, "box": box}
     found = senders_of(replace(known, agents=agents))
     assert found == Senders(
-        61000, ((61001, 61001, "alice"), (61002, 61002, "bob")), (("br-agents", source, "box"),)
+        61000,
+        ((61001, 61001, "alice"), (61002, 61002, "bob")),
+        (("br-agents", source, "box"),),
+        (("veth0", "box"),),
     )

@@ -30,11 +30,20 @@ def ipv6(protocol: int, rest: bytes) -> bytes:
     return struct.pack("!IHBB", 6 << 28, len(rest), protocol, 64) + source + destination + rest
 
 
-def message(payload: bytes, *, uid: int | None = 61001, link: int | None = None, sequence: int = 7) -> bytes:
+def message(
+    payload: bytes,
+    *,
+    uid: int | None = 61001,
+    link: int | None = None,
+    port: int | None = None,
+    sequence: int = 7,
+) -> bytes:
     """What the kernel sends for one logged packet (linux/netfilter/nfnetlink_log.h)."""
     parts = attribute(1, struct.pack("!HBx", 0x0800, 3)) + attribute(10, b"Agent Egress Blocked: \0")
     if link is not None:
         parts += attribute(4, struct.pack("!I", link))
+    if port is not None:
+        parts += attribute(6, struct.pack("!I", port))
     if uid is not None:
         parts += attribute(11, struct.pack("!I", uid))
     parts += attribute(12, struct.pack("!I", sequence)) + attribute(9, payload)
@@ -42,7 +51,7 @@ def message(payload: bytes, *, uid: int | None = 61001, link: int | None = None,
 
 
 def link_name(number: int) -> str | None:
-    return {3: "br-agents"}.get(number)
+    return {3: "br-agents", 4: "veth0"}.get(number)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +97,13 @@ def test_a_message_says_who_sent_the_packet_and_where_it_came_in() -> None:
     assert list(read_datagram(message(ipv4(6, PORTS)), link_name)) == [Logged(packet, 7)]
     (logged,) = read_datagram(message(ipv6(6, PORTS), uid=None, link=3), link_name)
     assert logged.packet is not None
-    assert (logged.packet.uid, logged.packet.in_link) == (None, "br-agents")
+    assert (logged.packet.uid, logged.packet.in_link, logged.packet.in_port) == (None, "br-agents", None)
+
+
+def test_a_message_says_by_which_port_of_a_bridge() -> None:
+    (logged,) = read_datagram(message(ipv4(6, PORTS), uid=None, link=3, port=4), link_name)
+    assert logged.packet is not None
+    assert (logged.packet.in_link, logged.packet.in_port) == ("br-agents", "veth0")
 
 
 def _endpoint(address: str, port: int) -> tuple[ipaddress.IPv4Address, int]:

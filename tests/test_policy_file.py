@@ -209,6 +209,18 @@ def test_what_a_part_says_is_checked_though_another_cannot_be_read(write: Write)
             "    interface: br-agents\n", "", "`interface` and `source` go together", id="source alone"
         ),
         pytest.param(
+            "    user: agent-alice\n",
+            "    user: agent-alice\n    port: veth0\n",
+            "alice-claude.port: is for an agent behind a bridge",
+            id="port without interface",
+        ),
+        pytest.param(
+            "interface: br-agents",
+            "interface: br-agents\n    port: br-agents",
+            "bob-container.port: is the interface itself",
+            id="port is interface",
+        ),
+        pytest.param(
             "source: 10.88.0.11", "source: 10.88.0.11/24", "did you mean 10.88.0.0/24?", id="host bits"
         ),
         pytest.param(
@@ -324,6 +336,50 @@ def test_two_containers_cannot_have_one_address(write: Write) -> None:
         "twin.source: is that of agent bob-container"
         in errors(write(EXAMPLE.replace("scopes:\n  s", twin + "  s")))[0]
     )
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("interface: veth0, source: 10.0.0.0/24", "interface: veth1, source: 10.0.0.5", "source: overlaps that of agent a"),
+        (
+            "interface: br0, port: a0, source: 10.0.0.0/24",
+            "interface: br0, port: b0, source: 10.0.0.5",
+            "source: overlaps that of agent a elsewhere",
+        ),
+        ("interface: br0, source: 10.0.0.0/24", "interface: br0, port: b0, source: 10.0.0.5", "source: overlaps that of agent a"),
+        ("interface: br0, port: a0, source: 10.0.0.1", "interface: br1, port: a0, source: 10.0.0.2", "port: is a port of br0"),
+        ("interface: a0, source: 10.0.0.1", "interface: br0, port: a0, source: 10.0.0.2", "port: is the interface of agent a"),
+        ("interface: br0, port: a0, source: 10.0.0.1", "interface: a0, source: 10.0.0.2", "interface: is a bridge's port to agent a"),
+    ],
+)  # fmt: skip
+def test_no_address_is_two_agents_wherever_it_comes_from(
+    write: Write, first: str, second: str, expected: str
+) -> None:
+    """The proxy knows a container by its address: the link, or the port, must have bound it to one agent."""
+    (error,) = errors(write(_containers(a=first, b=second)))
+    assert f"agents.b.{expected}" in error
+
+
+@pytest.mark.parametrize(
+    ("second", "warned"),
+    [
+        ("interface: br0, port: b0, source: 10.0.0.2", False),
+        ("interface: br0, port: a0, source: fd00::1", False),
+        ("interface: br0, port: a0, source: 10.0.0.2", True),
+        ("interface: br0, source: 10.0.0.2", True),
+    ],
+)
+def test_agents_bound_to_their_ports_may_share_a_bridge(write: Write, second: str, warned: bool) -> None:
+    """Two agents behind one port, by IPv4 and by IPv6, are one container."""
+    loaded = load(write(_containers(a="interface: br0, port: a0, source: 10.0.0.1", b=second)))
+    assert loaded.policy.agents["a"].port == "a0"
+    assert bool(loaded.warnings) == warned
+
+
+def _containers(**agents: str) -> str:
+    listed = "".join(f"  {name}: {{{one}, scopes: [sandbox-s]}}\n" for name, one in agents.items())
+    return f"version: 1\nscopes: {{sandbox-s: {{owner: o@example.com}}}}\nagents:\n{listed}"
 
 
 def test_a_bad_line_of_a_feed_is_named_in_the_feed(write: Write) -> None:

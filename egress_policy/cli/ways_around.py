@@ -4,6 +4,7 @@ import grp
 import os
 import pwd
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from egress_policy.cli.finding import Finding, Result
@@ -58,10 +59,25 @@ def fast_open() -> Finding:
 def links(policy: Policy) -> Iterator[Finding]:
     """Check the links that containers are known by."""
     for link in sorted({agent.interface for agent in policy.agents.values() if agent.interface}):
-        yield _link(link)
+        named = {agent.port for agent in policy.agents.values() if agent.interface == link and agent.port}
+        yield _link(link, named)
+        for port in sorted(named):
+            yield _port(port, link)
 
 
-def _link(link: str) -> Finding:
+def _port(port: str, bridge: str) -> Finding:
+    check = f"port {port}"
+    if (_LINKS / bridge / "brif" / port).exists():
+        return Finding(check, Result.OK, f"a port of {bridge}")
+    return Finding(
+        check,
+        Result.WARNING,
+        f"it is no port of {bridge} now: what comes from it is refused",
+        f"ip link set {port} master {bridge}",
+    )
+
+
+def _link(link: str, named: AbstractSet[str]) -> Finding:
     check, place = f"link {link}", _LINKS / link
     bridge = place / "master/bridge"
     if not place.exists():
@@ -77,15 +93,15 @@ def _link(link: str) -> Finding:
             check,
             Result.FAILED,
             f"it is a port of the bridge {name}: its packets show {name}, and the agent is not held",
-            f"name {name} in the policy, or take {link} out of the bridge",
+            f"give the agent `interface: {name}` and `port: {link}`, or take {link} out of the bridge",
         )
-    ports = sorted(port.name for port in place.glob("brif/*"))
+    ports = sorted(port.name for port in place.glob("brif/*") if port.name not in named)
     if len(ports) > 1 and not _setting(_SETTINGS / "bridge/bridge-nf-call-iptables"):
         return Finding(
             check,
             Result.WARNING,
             f"{', '.join(ports)} reach each other on this bridge: no rule sees what it passes between them",
-            "give each container a link of its own, or: modprobe br_netfilter; "
+            "give each container a link of its own, or name its `port`, or: modprobe br_netfilter; "
             "sysctl -w net.bridge.bridge-nf-call-iptables=1 net.bridge.bridge-nf-call-ip6tables=1",
         )
     return Finding(check, Result.OK, "its packets show it")

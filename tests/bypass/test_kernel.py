@@ -8,7 +8,7 @@ import pytest
 from deploy.demo.lab import ALICE, BOB, HOST_ADDRESSES, OTHER, PROXY_PORT
 from deploy.demo.lab import PROXY as PROXY_UID
 from tests.bypass.attempts import BOTH, KERNEL, PROXY, attempt
-from tests.bypass.world import SUBORDINATE, World, until
+from tests.bypass.world import NEIGHBOUR, SUBORDINATE, World, until
 
 REFUSED = {"EPERM", "EHOSTUNREACH", "EACCES", "ECONNREFUSED"}
 LISTEN = """
@@ -178,12 +178,15 @@ def test_an_agent_that_listens(world: World) -> None:
 
 @attempt(
     66,
-    "A container takes another address than its own, or an IPv6 address",
+    "A container takes another address than its own, its neighbour's on one bridge, or an IPv6 address",
     outcome="refused, on every port and to every destination",
     barriers=KERNEL,
     works_without=True,
 )
-@pytest.mark.parametrize("taken", ["10.88.0.77/24", "45.90.199.9/32", "fd88::77/64"])
+@pytest.mark.parametrize(
+    "taken",
+    ["10.88.0.77/24", "45.90.199.9/32", "fd88::77/64", f"{NEIGHBOUR[0]}/32", f"{NEIGHBOUR[1]}/128"],
+)
 def test_a_container_with_another_address(world: World, taken: str) -> None:
     container, host = world.container, world.name()
     address = world.lab.addresses(host)[":" in taken]
@@ -198,6 +201,32 @@ def test_a_container_with_another_address(world: World, taken: str) -> None:
         world.nothing_reached(address)
     finally:
         world.lab.run(["ip", "address", "del", taken, "dev", "eth0"], ns=container)
+
+
+@attempt(
+    69,
+    "Talk to another container on the same bridge, which the host only passes on",
+    outcome="no packet arrives, where each agent's `port` is named",
+    barriers=KERNEL,
+    works_without=True,
+)
+@pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
+def test_a_neighbour_on_the_bridge(world: World, family: int) -> None:
+    """It could pass on what the policy denies."""
+    marker, port, lab = world.marker(), 9200, world.lab
+    server = lab.start([sys.executable, "-c", LISTEN, str(port)], ns=world.neighbour, log=marker)
+    try:
+        lab.wait(server, marker, lambda: "ready" in lab.output(marker))
+        (reply,) = world.send([NEIGHBOUR[family]], port, marker, ns=world.container, uid=0, patience=0.5)
+        if world.barriers:
+            world.fence()
+            assert reply.answer == ""
+            assert marker not in lab.output(marker)
+        else:
+            assert until(lambda: marker in lab.output(marker))
+    finally:
+        server.kill()
+        server.wait(10)
 
 
 def _url(address: str) -> str:

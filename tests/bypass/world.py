@@ -22,6 +22,7 @@ from tests.end_to_end import raw_origin
 
 SCOPE = {"X-Agent-Scope": "sandbox-alice;intent=free"}
 CONTAINER = "10.88.0.2"
+NEIGHBOUR = ("10.88.0.3", "fd88::3")
 SUBORDINATE = 300_000
 """A uid that alice may take, as newuidmap(1) would give it to her."""
 POLICY = f"""\
@@ -32,7 +33,9 @@ agents:
   alice: {{user: {ALICE}, scopes: [sandbox-alice]}}
   alice-subordinate: {{user: "{SUBORDINATE}-365535", scopes: [sandbox-alice]}}
   bob: {{user: {BOB}, scopes: [sandbox-bob], default_scope: sandbox-bob}}
-  container: {{interface: br-agents, source: {CONTAINER}, scopes: [sandbox-bob]}}
+  container: {{interface: br-agents, port: port1, source: {CONTAINER}, scopes: [sandbox-bob]}}
+  neighbour: {{interface: br-agents, port: port2, source: {NEIGHBOUR[0]}, scopes: [sandbox-alice]}}
+  neighbour-ipv6: {{interface: br-agents, port: port2, source: "{NEIGHBOUR[1]}", scopes: [sandbox-alice]}}
 scopes:
   sandbox-alice: {{owner: alice@example.com, max_destinations: 10000}}
   sandbox-bob: {{owner: bob@example.com, max_destinations: 10000}}
@@ -71,7 +74,13 @@ table inet raw-origin {
 """
 # What is left of the ruleset is the redirection.
 _NO_FILTER = "".join(
-    f"flush chain inet egress-policy {chain}\n" for chain in ("output", "input", "forward", "sources")
+    [
+        *(f"flush chain inet egress-policy {chain}\n" for chain in ("output", "input", "forward", "sources")),
+        *(
+            f"flush chain bridge egress-policy bridge-{hook}\n"
+            for hook in ("prerouting", "forward", "output")
+        ),
+    ]
 )
 
 
@@ -82,10 +91,11 @@ class World:
     `KERNEL` nothing of the ruleset is left but the redirection.
     """
 
-    def __init__(self, lab: Lab, barriers: Barrier, container: str) -> None:
+    def __init__(self, lab: Lab, barriers: Barrier, container: str, neighbour: str) -> None:
         self.lab = lab
         self.barriers = barriers
         self.container = container
+        self.neighbour = neighbour
         self._numbers = itertools.count(1)
         self._proxy: subprocess.Popen[bytes] | None = None
         self._raw_log = lab.folder / "internet" / "raw.jsonl"
@@ -275,9 +285,9 @@ class World:
 def open_world(barriers: Barrier) -> Iterator[World]:
     """Build a world; its proxy is started by who needs it."""
     with Lab(_FENCE, "named.example", "direct.example", "full.example") as lab:
-        container = lab.add_container(CONTAINER, "fd88::2")
+        container, neighbour = lab.add_container(CONTAINER, "fd88::2"), lab.add_container(*NEIGHBOUR)
         lab.write_policy(POLICY)
-        world = World(lab, barriers, container)
+        world = World(lab, barriers, container, neighbour)
         world.load_rules()
         world.start_raw_origin()
         yield world

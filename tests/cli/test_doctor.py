@@ -326,6 +326,19 @@ def test_a_ca_that_is_none(files: Path) -> None:
     assert of(found, "CA") == [("failed", f"{certificate} holds no certificate in PEM")]
 
 
+def test_agents_bound_to_their_ports(files: Path) -> None:
+    """What the ruleset keeps apart needs no warning; a port elsewhere does."""
+    ports = "".join(f"ip link add port{n} type veth; ip link set port{n} master br-agents\n" for n in (1, 2))
+    asked = f"echo 0 > {BRIDGED}" if BRIDGED.exists() else ""
+    found = Host(files, "", "", "br-agents, port: port1", f"{SOUND}\n{ports}{asked}").findings()
+    assert of(found, "link br-agents") == [("ok", "its packets show it")]
+    assert of(found, "port port1") == [("ok", "a port of br-agents")]
+    found = Host(files, "", "", "br-agents, port: port3", f"{SOUND}\n{ports}").findings()
+    assert of(found, "port port3") == [
+        ("warning", "it is no port of br-agents now: what comes from it is refused")
+    ]
+
+
 def test_a_link_that_is_not_there(files: Path) -> None:
     found = Host(files, "", "", "veth9", ":").findings()
     assert of(found, "link veth9") == [("warning", "there is no such link now")]

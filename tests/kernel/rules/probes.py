@@ -2,10 +2,12 @@
 
 import ctypes
 import errno
+import ipaddress
 import select
 import socket
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, suppress
@@ -178,6 +180,30 @@ def receive(protocol: int, address: str) -> Generator[str]:
             yield "nothing"
         else:
             yield "received"
+
+
+def overhear(link: str, destination: str) -> Generator[str]:
+    """Wait for an IP packet to an address that is another's; then say whether one came."""
+    address = ipaddress.ip_address(destination)
+    kind, place = (0x0800, slice(16, 20)) if address.version == 4 else (0x86DD, slice(24, 40))
+    with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(kind)) as listener:
+        listener.bind((link, kind))
+        yield "ready"
+        end = time.monotonic() + SILENCE
+        while (left := end - time.monotonic()) > 0:
+            listener.settimeout(left)
+            with suppress(TimeoutError):
+                if listener.recv(2048)[place] == address.packed:
+                    yield "received"
+                    return
+        yield "nothing"
+
+
+def transmit(link: str, frame: bytes) -> None:
+    """Send an Ethernet frame."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
+        sender.bind((link, 0))
+        sender.send(frame)
 
 
 def send(protocol: int, destination: str, uid: int) -> str:

@@ -1,4 +1,4 @@
-"""A host with agents, two containers and an internet, each in a network namespace.
+"""A host with agents, containers (two with links of their own, three on a bridge) and an internet, in namespaces.
 
 Addresses look public where the policy asks for that; none of their packets leaves the namespaces.
 """
@@ -34,6 +34,13 @@ BOX = {4: "10.90.1.2", 6: "fd90:1::2"}
 OTHER_BOX = {4: "10.90.2.2", 6: "fd90:2::2"}
 GATEWAY = {4: "10.90.1.1", 6: "fd90:1::1"}
 OTHER_GATEWAY = {4: "10.90.2.1", 6: "fd90:2::1"}
+
+# On one bridge: two agents, and one that is none.
+BRIDGED = ("left", "right", "third")
+LEFT = {4: "10.91.0.2", 6: "fd91::2"}
+RIGHT = {4: "10.91.0.3", 6: "fd91::3"}
+THIRD = {4: "10.91.0.4", 6: "fd91::4"}
+BRIDGE = {4: "10.91.0.1", 6: "fd91::1"}
 
 # Addresses that `other-box` has taken beside its own: nobody's, and `box`'s.
 TAKEN = {4: "10.90.2.77", 6: "fd90:2::77"}
@@ -175,7 +182,7 @@ def _on_lo(addresses: Iterable[str]) -> list[str]:
 
 @dataclass(slots=True)
 class World:
-    """The namespaces `host`, `net`, `box` and `other-box`, with a proxy in the first and servers in the second."""
+    """The namespaces, with a proxy in `host` and servers in `net`."""
 
     namespaces: Namespaces
     text: str
@@ -184,7 +191,7 @@ class World:
     @classmethod
     def build(cls) -> Self:
         """Make it."""
-        namespaces = Namespaces("host", "net", "box", "other-box", preload=__name__)
+        namespaces = Namespaces("host", "net", "box", "other-box", *BRIDGED, preload=__name__)
         world = cls(namespaces, compose(RULESET))
         try:
             world._build()
@@ -246,6 +253,12 @@ class World:
             "link set uplink up", "link set box up", "link set other-box up",
             "route add default via 10.66.0.1",
             "route add default via fd66::1",
+            "link add bridge type bridge",
+            "address add 10.91.0.1/24 dev bridge",
+            "address add fd91::1/64 dev bridge nodad",
+            "link set bridge up",
+            *(f"link add {name} type veth peer name eth0 netns {peer(name)}" for name in BRIDGED),
+            *(f"link set {name} master bridge up" for name in BRIDGED),
         ])  # fmt: skip
         self.call("host", 0, _forwarding)
         self.call("net", 0, _links, [
@@ -255,7 +268,17 @@ class World:
             *_on_lo(one[family] for one in INTERNET for family in FAMILIES),
             "route add 10.90.0.0/16 via 10.66.0.2",
             "route add fd90::/16 via fd66::2",
+            "route add 10.91.0.0/24 via 10.66.0.2",
+            "route add fd91::/64 via fd66::2",
         ])  # fmt: skip
+        for name, own in zip(BRIDGED, (LEFT, RIGHT, THIRD), strict=True):
+            self.call(name, 0, _links, [
+                f"address add {own[4]}/24 dev eth0",
+                f"address add {own[6]}/64 dev eth0 nodad",
+                "link set eth0 up",
+                "route add default via 10.91.0.1",
+                "route add default via fd91::1",
+            ])  # fmt: skip
         for name, number in (("box", 1), ("other-box", 2)):
             self.call(name, 0, _links, [
                 f"address add 10.90.{number}.2/24 dev eth0",
@@ -269,7 +292,8 @@ class World:
         anywhere = ("0.0.0.0", "::")
         # A reply by UDP comes from where the question went only if the server is bound to that.
         internet = [one[family] for one in (*INTERNET, NET) for family in FAMILIES]
-        redirected_to = [one[family] for one in (LOCAL, HOST, GATEWAY, OTHER_GATEWAY) for family in FAMILIES]
+        gateways = (LOCAL, HOST, GATEWAY, OTHER_GATEWAY, BRIDGE)
+        redirected_to = [one[family] for one in gateways for family in FAMILIES]
         servers = (
             ("net", 0, "net", internet, (22, 53, 80, 443, LOCAL_NAMESERVER_PORT, 8443)),
             ("host", PROXY, "proxy", redirected_to, (PROXY_PORT, DNS_PORT)),
@@ -282,6 +306,6 @@ class World:
             server = self.serve(name, uid, who, *((address, port) for address in addresses for port in ports))
             self.closing.callback(server.close)
         # IPv6 takes up to a second or two to find its neighbours on links that are new.
-        for name in ("host", "box", "other-box"):
+        for name in ("host", "box", "other-box", *BRIDGED):
             until(partial(self._reaches, name))
         self.load()
