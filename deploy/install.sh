@@ -80,6 +80,8 @@ make_ca() {
     fi
     chown -R "root:$PROXY" "$folder"
     chmod -R u=rwX,g=rX,o= "$folder"
+    say "trust kit: $STATE/trust, which egress-policy env names"
+    "$place/.venv/bin/egress-policy" env --write >/dev/null || say "without it agents' runtimes refuse the proxy: see above."
 }
 
 # Before anything of it is in force.

@@ -105,7 +105,9 @@ def write_trust_files(ca: Path, directory: Path, roots: Path | None = None) -> T
         trust.apt: _apt(trust),
     }
     try:
-        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if not directory.exists():
+            directory.mkdir(parents=True)
+            directory.chmod(0o755)  # whatever the umask
         status = directory.stat()
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:
             raise TrustError(

@@ -1,5 +1,6 @@
 """What runtimes are told to trust: the system's roots and the proxy's CA, and never more than certificates."""
 
+import os
 import ssl
 import subprocess
 from pathlib import Path
@@ -62,6 +63,18 @@ def test_everybody_may_read_the_files_and_no_one_else_write_them(trust: TrustFil
     files = list(trust.directory.iterdir())
     assert set(files) == {trust.authority, trust.bundle, trust.java, trust.wget, trust.apt}
     assert {file.stat().st_mode & 0o777 for file in files} == {0o644}
+
+
+def test_everybody_may_read_a_folder_that_is_made_whatever_the_umask(
+    confdir: Path, roots: Path, tmp_path: Path
+) -> None:
+    before = os.umask(0o077)
+    try:
+        made = write_trust_files(confdir / "mitmproxy-ca-cert.pem", tmp_path / "trust", roots)
+    finally:
+        os.umask(before)
+    assert made.directory.stat().st_mode & 0o777 == 0o755
+    assert made.bundle.stat().st_mode & 0o777 == 0o644
 
 
 def test_no_private_key_leaves_the_proxy_s_folder(confdir: Path, roots: Path, tmp_path: Path) -> None:

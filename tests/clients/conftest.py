@@ -132,10 +132,16 @@ def world() -> Iterator[World]:
         lab.wait(server, "clients-origin", lambda: "ready" in lab.output("clients-origin"))
         lab.start_proxy()
         trust = lab.folder / "trust"
-        command = ("env", "--trust", trust)
-        written = lab.egress_policy(*command, "--write", "--ca", lab.proxy_ca, "--roots", lab.internet_ca)
-        with_scope = lab.egress_policy(*command, "--scope", FIELD)
-        printed = {BOB: succeeded(written), ALICE: succeeded(with_scope)}
+        succeeded(
+            lab.egress_policy(
+                "env", "--write", "--trust", trust, "--ca", lab.proxy_ca, "--roots", lab.internet_ca
+            )
+        )
+        command = (sys.executable, "-m", "egress_policy", "env", "--trust", trust)
+        printed = {
+            BOB: succeeded(lab.run(command, uid=BOB)),
+            ALICE: succeeded(lab.run([*command, "--scope", FIELD], uid=ALICE)),
+        }
         yield World(lab, served, trust, log, printed)
 
 

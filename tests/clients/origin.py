@@ -41,6 +41,8 @@ class Origin:
         application.router.add_get("/events", self._events)
         application.router.add_post("/events/next", self._go_on)
         application.router.add_route("*", "/length", self._length)
+        application.router.add_post("/v1/messages", self._message)
+        application.router.add_post("/v1/chat/completions", self._completion)
         application.router.add_route("*", "/git/{path:.+}", self._git)
         application.router.add_get("/{path:.+}", self._file)
         return application
@@ -83,6 +85,16 @@ class Origin:
         return web.json_response(
             {"length": length, "framing": request.headers.get("Transfer-Encoding", "length")}
         )
+
+    async def _message(self, _request: web.Request) -> web.StreamResponse:
+        """Answer as Anthropic's messages API does."""
+        content = [{"type": "text", "text": "hello"}]
+        return web.json_response({"id": "1", "type": "message", "role": "assistant", "content": content})
+
+    async def _completion(self, _request: web.Request) -> web.StreamResponse:
+        """Answer as OpenAI's chat completions API does."""
+        message = {"role": "assistant", "content": "hello"}
+        return web.json_response({"id": "1", "choices": [{"index": 0, "message": message}]})
 
     async def _file(self, request: web.Request) -> web.StreamResponse:
         path = self._folder / request.match_info["path"]

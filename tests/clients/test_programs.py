@@ -38,6 +38,29 @@ def test_python(world: World, library: str) -> None:
     assert "x-agent-scope" not in world.fields(path)
 
 
+SDKS = {
+    "anthropic": """
+from anthropic import Anthropic
+client = Anthropic(base_url=sys.argv[1], api_key="none", max_retries=0)
+print(client.messages.create(model="any", max_tokens=1, messages=[{"role": "user", "content": "hi"}]).content[0].text)""",
+    "openai": """
+from openai import OpenAI
+client = OpenAI(base_url=f"{sys.argv[1]}/v1", api_key="none", max_retries=0)
+answer = client.chat.completions.create(model="any", messages=[{"role": "user", "content": "hi"}])
+print(answer.choices[0].message.content)""",
+}
+
+
+@pytest.mark.parametrize(("sdk", "path"), [("anthropic", "/v1/messages"), ("openai", "/v1/chat/completions")])
+def test_a_model_s_sdk_sends_the_scope_by_its_variable(world: World, sdk: str, path: str) -> None:
+    """Nothing in the code knows of it. Alice has no default scope: without the field, this is denied."""
+    assert python(world, f"import sys{SDKS[sdk]}", f"https://{FILES}") == "hello\n"
+    assert world.requests(path)
+    assert "x-agent-scope" not in world.fields(path)
+    (decision,) = [one for one in world.lab.audit() if one["event"] == "decision" and one.get("path") == path]
+    assert (decision["scope"], decision["intent"]) == ("sandbox-alice", "develop")
+
+
 NODE = """
 const [url, scope] = process.argv.slice(1);
 fetch(url, {headers: {"X-Agent-Scope": scope}}).then(answer => answer.text()).then(console.log);
