@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from mitmproxy import options
@@ -69,12 +70,10 @@ async def asked(by_signal: asyncio.Event, seen: Mapping[Path, Signature | None])
 
 
 def _check_same_proxy(old: Policy, new: Policy) -> None:
-    if (old.proxy.user, old.proxy.port, old.proxy.dns_port) != (
-        new.proxy.user,
-        new.proxy.port,
-        new.proxy.dns_port,
-    ):
-        raise start_up.StartError("proxy.user, proxy.port and proxy.dns_port need a restart of the proxy")
+    if replace(old.proxy, ports=()) != replace(new.proxy, ports=()):
+        raise start_up.StartError(
+            "proxy.user, proxy.port, proxy.dns_port and proxy.console_port need a restart of the proxy"
+        )
 
 
 def _stays(started: start_up.Started, why: str) -> None:

@@ -13,7 +13,6 @@ import signal
 import sys
 from collections.abc import Coroutine
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
 from mitmproxy import addonmanager, connection, ctx, dns, http, tls
@@ -24,6 +23,7 @@ import bounds
 import connections
 import dns_listener
 import dns_replies
+import doors
 import protocols
 import reload
 import safe_options
@@ -31,7 +31,6 @@ import start_up
 import streams
 from egress_policy import service_manager
 from egress_policy.authorizer import Verdict
-from egress_policy.control import ControlError, serve
 from egress_policy.denial import Deny, DenyCode, Failure, FailureCode, Refusal
 from egress_policy.destination import Destination, InvalidHostError, parse_name
 from egress_policy.firewall import FirewallError
@@ -134,16 +133,7 @@ class Scope:
         # Before anybody can tell that we run: who waits for the port asks at once, and an unexpected signal ends us.
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_asked.set)
         await self._operations.take_back_paused()
-        try:
-            serve(
-                Path(ctx.options.scope_control),
-                self._operations,
-                lambda: self._started.authorizer.policy,
-                self._status,
-            )
-        except ControlError as error:
-            # Traffic is decided all the same; what cannot be asked over the socket, `revoke` does in the kernel.
-            _logger.error("egress-policy: %s", error)
+        console = doors.open_doors(ctx.options, started, self._operations, self._status)
         await _listen(started.modes)
         _logger.info("egress-policy: in force, %d grants taken over", len(started.authorizer.ledger))
         if not ctx.options.has_changed("termlog_verbosity"):
@@ -161,6 +151,7 @@ class Scope:
                 _remove_default_addons(),
                 self._follow_kernel(),
                 self._follow_policy(),
+                *(() if console is None else (console.remember(),)),
                 *(self._kernel_log.follow(group) for group in Group),
                 # Last: all the others have begun when it says that we are ready.
                 service_manager.keep_telling(),

@@ -8,6 +8,7 @@ import fcntl
 import os
 import stat
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -94,12 +95,14 @@ class AuditLog:
     """Appends records to a file, or with `-` to standard output. Raises AuditError if it cannot be opened.
 
     `newest` is the last line's hash, `failures` counts the records that could not be written.
+    `listeners` are told of each record that was written; they must not raise.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.newest = BEGINNING
         self.failures = 0
+        self.listeners: list[Callable[[Record], None]] = []
         self._end = 0
         self._file = os.dup(1) if path == STANDARD_OUTPUT else self._open()
         if path != STANDARD_OUTPUT:
@@ -110,7 +113,8 @@ class AuditLog:
 
         It is one write(2), under a lock: several processes may share the file, and the chain is one.
         """
-        encoded = _encoder.encode(_bounded(record))
+        record = _bounded(record)
+        encoded = _encoder.encode(record)
         try:
             if self.path == STANDARD_OUTPUT:
                 line, written, wanted = self._print(encoded)
@@ -124,6 +128,8 @@ class AuditLog:
             self.failures += 1
             raise AuditError(f"cannot write the audit log {self.path}: the disk took half a line; make room")
         self.newest = digest(line)
+        for listener in self.listeners:
+            listener(record)
 
     def close(self) -> None:
         """Close the file."""

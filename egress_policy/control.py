@@ -10,12 +10,12 @@ import pwd
 import socket
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, override
 
 import msgspec
-from tornado import httpserver, iostream, netutil, web
+from tornado import httpserver, httputil, iostream, netutil, web
 
 from egress_policy.accounts import AccountError, resolve_agents
 from egress_policy.metrics import CONTENT_TYPE
@@ -36,6 +36,9 @@ _PEER = struct.Struct("3i")
 MOST_CONNECTIONS = 16
 """Of one user, at once."""
 
+type Door = Callable[[httputil.HTTPServerRequest], Rights]
+"""Tells what whoever sent a request may do. Raises OperationError."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -46,9 +49,10 @@ class ControlError(Exception):
 class Handler(web.RequestHandler):
     """What all have in common: who asks, JSON in and out, problems."""
 
-    def initialize(self, operations: Operations, policy: Callable[[], Policy]) -> None:
+    def initialize(self, operations: Operations, status: Status, door: Door) -> None:
         self.operations = operations
-        self.policy = policy
+        self.status = status
+        self.door = door
         self.rights = Rights("nobody")
 
     @override
@@ -56,25 +60,14 @@ class Handler(web.RequestHandler):
         self.clear_header("Server")
         self.set_header("Cache-Control", "no-store")
         self.set_header("X-Content-Type-Options", "nosniff")
+        for name, value in self.settings.get("headers", {}).items():
+            self.set_header(name, value)
 
     @override
     def prepare(self) -> None:
-        # A browser cannot open a Unix socket; what comes through one all the same names where it is from.
-        if "Origin" in self.request.headers:
-            raise OperationError(403, "this is no place for a web page")
-        self.rights = self._peer()
+        self.rights = self.door(self.request)
         if self.rights.role == "nobody":
             raise OperationError(403, f"{self.rights.name} is no operator, owns no scope and is no agent")
-
-    def _peer(self) -> Rights:
-        uid = _peer_uid(self.request.connection.stream)  # type: ignore[union-attr]
-        login = None
-        with contextlib.suppress(KeyError):
-            login = pwd.getpwuid(uid).pw_name
-        try:
-            return rights_of(self.policy(), resolve_agents(self.policy()), uid, login)
-        except AccountError as error:
-            raise OperationError(503, str(error)) from None
 
     def body[T](self, kind: type[T]) -> T:
         """Read the request's body. Raises OperationError."""
@@ -110,6 +103,8 @@ class Handler(web.RequestHandler):
         status = error.status if isinstance(error, OperationError) else status_code
         self.set_status(status)
         self.set_header("Content-Type", "application/problem+json")
+        if status == 401:
+            self.set_header("WWW-Authenticate", "Bearer")
         title = self._reason
         problem = {"type": "about:blank", "title": title, "status": status} | (
             {"detail": detail} if detail else {}
@@ -214,23 +209,12 @@ class Approval(Handler):
         self.answer(self.operations.decide(self.rights, approval_id, is_approved, decided.duration))
 
 
-class StatusHandler(Handler):
-    """What those that ask about the proxy itself have in common."""
-
-    @override
-    def initialize(  # type: ignore[override]  # tornado calls it by the keywords that the route names
-        self, operations: Operations, policy: Callable[[], Policy], status: Status
-    ) -> None:
-        super().initialize(operations, policy)
-        self.status = status
-
-
-class PolicyHandler(StatusHandler):
+class PolicyHandler(Handler):
     def get(self) -> None:
         self.answer(self.status.policy(self.rights))
 
 
-class Metrics(StatusHandler):
+class Metrics(Handler):
     def get(self) -> None:
         exposition = self.status.metrics(self.rights)
         self.set_header("Content-Type", CONTENT_TYPE)
@@ -247,7 +231,7 @@ class Imagined(msgspec.Struct, forbid_unknown_fields=True):
     body: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
-class Explain(StatusHandler):
+class Explain(Handler):
     async def post(self) -> None:
         asked = self.body(Imagined)
         agent = asked.agent or self.rights.agent
@@ -264,6 +248,24 @@ class Reload(Handler):
         self.operations.ask_for_reload()
         self.set_status(202)
         self.answer({"asked": True})
+
+
+class SignIn(Handler):
+    @override
+    def initialize(self, sign_in: Callable[[int], str] | None, **others: Any) -> None:  # type: ignore[override]  # as the route names them
+        super().initialize(**others)
+        self.sign_in = sign_in
+
+    def post(self) -> None:
+        if self.rights.agent is not None:
+            raise OperationError(403, "an agent gets no console")
+        if self.sign_in is None:
+            raise OperationError(
+                409,
+                "no console is served: set proxy.console_port in the policy, `egress-policy apply`, and start the "
+                "proxy anew; its log says it where that port cannot be used",
+            )
+        self.answer({"url": self.sign_in(peer_uid(stream_of(self.request)))})
 
 
 class OpenApi(Handler):
@@ -285,21 +287,67 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (r"/v1/explain", Explain),
     (r"/v1/metrics", Metrics),
 )
+SIGN_IN: tuple[str, type[Handler]] = (r"/v1/console", SignIn)
+"""The socket's alone: whoever is signed in to the console gets no other session from it."""
 
 
 class _Server(httpserver.HTTPServer):
     """Gives no user more than a few connections: whoever may connect could use up the proxy's file descriptors."""
 
+    uid_of: Callable[[iostream.IOStream], int]
+
     @override
     def handle_stream(self, stream: iostream.IOStream, address: tuple[str, int]) -> None:
-        uid = _peer_uid(stream)
-        if sum(_peer_uid(one.stream) == uid for one in self._connections) >= MOST_CONNECTIONS:
+        uid = self.uid_of(stream)
+        if sum(self.uid_of(one.stream) == uid for one in self._connections) >= MOST_CONNECTIONS:
             stream.close()
             return
         super().handle_stream(stream, address)
 
 
-def _peer_uid(stream: iostream.IOStream) -> int:
+def server_of(
+    routes: Sequence[tuple[str, type[web.RequestHandler], dict[str, Any]]],
+    uid_of: Callable[[iostream.IOStream], int],
+    not_found: dict[str, Any],
+    headers: Mapping[str, str] | None = None,
+) -> httpserver.HTTPServer:
+    """Make a server that bears with hostile peers; `uid_of` tells who connected, `headers` are for every answer."""
+    application = web.Application(
+        list(routes),
+        default_handler_class=NotFound,
+        default_handler_args=not_found,
+        log_function=lambda _handler: None,
+        headers=headers or {},
+    )
+    server = _Server(
+        application,
+        max_body_size=_MAX_BODY,
+        max_header_size=_MAX_HEADER,
+        idle_connection_timeout=_PATIENCE,
+        body_timeout=_PATIENCE,
+    )
+    server.uid_of = uid_of
+    return server
+
+
+def stream_of(request: httputil.HTTPServerRequest) -> iostream.IOStream:
+    """Return the connection that a request came by."""
+    stream: iostream.IOStream = request.connection.stream  # type: ignore[union-attr]
+    return stream
+
+
+def rights_of_uid(policy: Policy, uid: int) -> Rights:
+    """Tell what a user of this host may do. Raises OperationError."""
+    login = None
+    with contextlib.suppress(KeyError):
+        login = pwd.getpwuid(uid).pw_name
+    try:
+        return rights_of(policy, resolve_agents(policy), uid, login)
+    except AccountError as error:
+        raise OperationError(503, str(error)) from None
+
+
+def peer_uid(stream: iostream.IOStream) -> int:
     """Return the uid of whoever connected; one that is closed has nobody's."""
     connected: socket.socket | None = stream.socket
     if connected is None:
@@ -309,33 +357,30 @@ def _peer_uid(stream: iostream.IOStream) -> int:
 
 
 def serve(
-    path: Path, operations: Operations, policy: Callable[[], Policy], status: Status
+    path: Path,
+    operations: Operations,
+    policy: Callable[[], Policy],
+    status: Status,
+    sign_in: Callable[[int], str] | None = None,
 ) -> httpserver.HTTPServer:
     """Serve the API on a socket at `path` until the process ends. Raises ControlError.
 
-    Everybody may connect: what a peer may do, its uid tells.
+    Everybody may connect: what a peer may do, its uid tells. `sign_in` makes the address that opens the console
+    with a user's rights.
     """
-    arguments: dict[str, Any] = {"operations": operations, "policy": policy}
-    application = web.Application(
-        [
-            (
-                pattern,
-                handler,
-                arguments | {"status": status} if issubclass(handler, StatusHandler) else arguments,
-            )
-            for pattern, handler in ROUTES
-        ],
-        default_handler_class=NotFound,
-        default_handler_args=arguments,
-        log_function=lambda _handler: None,
-    )
-    server = _Server(
-        application,
-        max_body_size=_MAX_BODY,
-        max_header_size=_MAX_HEADER,
-        idle_connection_timeout=_PATIENCE,
-        body_timeout=_PATIENCE,
-    )
+
+    def door(request: httputil.HTTPServerRequest) -> Rights:
+        # A browser cannot open a Unix socket; what comes through one all the same names where it is from.
+        if "Origin" in request.headers:
+            raise OperationError(403, "this is no place for a web page")
+        return rights_of_uid(policy(), peer_uid(stream_of(request)))
+
+    arguments: dict[str, Any] = {"operations": operations, "status": status, "door": door}
+    routes: list[tuple[str, type[web.RequestHandler], dict[str, Any]]] = [
+        *((pattern, handler, arguments) for pattern, handler in ROUTES),
+        (*SIGN_IN, arguments | {"sign_in": sign_in}),
+    ]
+    server = server_of(routes, peer_uid, arguments)
     try:
         if path.exists() and not stat.S_ISSOCK(path.lstat().st_mode):
             raise ControlError(f"{path} is there, and is no socket: remove it, or set scope_control")

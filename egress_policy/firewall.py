@@ -83,6 +83,7 @@ class Ruleset:
     nameservers: tuple[Socket, ...] = ()
     paused_uids: tuple[Range, ...] = ()
     paused_sources: tuple[Network, ...] = ()
+    console_port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +336,7 @@ def _elements(ruleset: Ruleset) -> Iterator[str]:
     # nft(8) refuses entries that overlap, in these sets as in those of addresses.
     yield from _add("agent-uids", (_range(uids) for uids in _merged(ruleset.agent_uids)))
     yield from _paused(ruleset.paused_uids, ruleset.paused_sources)
+    yield from _add("console-ports", () if ruleset.console_port is None else (str(ruleset.console_port),))
     ports_of: dict[Range, list[Range]] = defaultdict(list)
     for uids, ports in ruleset.loopback:
         ports_of[uids].append(ports)

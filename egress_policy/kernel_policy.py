@@ -93,6 +93,7 @@ def ruleset_of(
         nameservers=nameservers,
         paused_uids=paused_uids,
         paused_sources=paused_sources,
+        console_port=policy.proxy.console_port,
     )
 
 

@@ -31,12 +31,13 @@ class Inspection(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """Where mitmdump listens, and as whom it runs (a login name or a uid)."""
+    """Where mitmdump listens, and as whom it runs (a login name or a uid); without a `console_port`, no console."""
 
     user: str | int
     port: int = 8080
     ports: tuple[int, ...] = WEB_PORTS
     dns_port: int = 8053
+    console_port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

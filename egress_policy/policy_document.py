@@ -264,6 +264,7 @@ class ProxyDocument(msgspec.Struct, forbid_unknown_fields=True):
     port: Port = 8080
     ports: list[Port] = msgspec.field(default_factory=lambda: [80, 443])
     dns_port: Port = 8053
+    console_port: Port | None = None
 
 
 class ResolverDocument(msgspec.Struct, forbid_unknown_fields=True):

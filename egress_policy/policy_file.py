@@ -204,6 +204,8 @@ class _Builder:
             )
         if document.port == document.dns_port:
             self._source.error(("proxy", "dns_port"), "is the same as proxy.port")
+        if document.console_port in (document.port, document.dns_port, 53, *document.ports):
+            self._source.error(("proxy", "console_port"), "is another of the proxy's ports, or DNS's")
         for index, port in enumerate(document.ports):
             if port in (document.port, document.dns_port, 53):
                 self._source.error(("proxy", "ports", index), f"port {port} is the proxy's own or DNS's")
@@ -212,6 +214,7 @@ class _Builder:
             port=document.port,
             ports=tuple(dict.fromkeys(document.ports)),
             dns_port=document.dns_port,
+            console_port=document.console_port,
         )
 
     def _resolver(self) -> Resolver:

@@ -21,10 +21,14 @@ def with_agents(*agents: Agent) -> Policy:
 
 def test_the_proxy_is_who_and_where_the_policy_says() -> None:
     ruleset = ruleset_of(
-        replace(policy(), proxy=Proxy(61005, port=3128, ports=(80, 443, 8443), dns_port=5353)), (NAMESERVER,)
+        replace(
+            policy(), proxy=Proxy(61005, port=3128, ports=(80, 443, 8443), dns_port=5353, console_port=5380)
+        ),
+        (NAMESERVER,),
     )
     assert (ruleset.proxy_uid, ruleset.proxy_port, ruleset.dns_port) == (61005, 3128, 5353)
     assert ruleset.proxy_ports == (80, 443, 8443)
+    assert ruleset.console_port == 5380
     assert ruleset.nameservers == (NAMESERVER,)
 
 

@@ -183,6 +183,15 @@ def test_what_a_part_says_is_checked_though_another_cannot_be_read(write: Write)
             "ports: [80, 443]", "ports: [80, 8080]", "proxy.ports[1]: port 8080 is", id="redirects itself"
         ),
         pytest.param("dns_port: 8053", "dns_port: 8080", "proxy.dns_port: is the same", id="one port twice"),
+        *(
+            pytest.param(
+                "dns_port: 8053",
+                f"dns_port: 8053\n  console_port: {port}",
+                "proxy.console_port: is another",
+                id=f"console on {port}",
+            )
+            for port in (8080, 8053, 443, 53)
+        ),
         pytest.param(
             "user: egress-proxy", "user: root", "proxy.user: the proxy must not run as root", id="root"
         ),

@@ -8,6 +8,7 @@ from egress_policy.cli.apply import apply
 from egress_policy.cli.approvals import approvals, approve, decline
 from egress_policy.cli.audit import audit
 from egress_policy.cli.check import check
+from egress_policy.cli.console import console
 from egress_policy.cli.diff import diff
 from egress_policy.cli.doctor import doctor
 from egress_policy.cli.env import env
@@ -43,6 +44,7 @@ for _command in (
     approvals,
     approve,
     decline,
+    console,
     diff,
     promote,
     env,

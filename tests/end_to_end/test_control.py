@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 from deploy.demo.lab import ALICE, BOB, OTHER, Answer, Lab
-from egress_policy.control import MOST_CONNECTIONS, OPENAPI, ROUTES
+from egress_policy.control import MOST_CONNECTIONS, OPENAPI, ROUTES, SIGN_IN
 from tests.end_to_end.conftest import ALICE_FIELD, NAMES, POLICY, until
 
 OWNER, OPERATOR = 61010, 61011
@@ -95,7 +95,7 @@ def test_the_description_names_every_route_and_method() -> None:
     }
     served = {
         (pattern.replace("\\", ""), method)
-        for pattern, handler in ROUTES
+        for pattern, handler in (*ROUTES, SIGN_IN)
         for method in ("get", "post", "patch", "delete", "put")
         if method in vars(handler)
     }

@@ -14,6 +14,7 @@ from tests.kernel.rules.world import (
     AGENT,
     BOX,
     BYSTANDER,
+    CONSOLE_PORT,
     DNS_PORT,
     FAMILIES,
     GATEWAY,
@@ -339,6 +340,13 @@ def _cases() -> Iterator[Case]:
             yield one("agent-loopback-permitted", "th dport { $proxy_port, $dns_port } return",
                       f"{probe.__name__} {port} {v}",
                       logged(probe("host", AGENT, local, port)), [(1, BLOCKED, local)])  # fmt: skip
+        yield one("agent-loopback-permitted", "tcp dport @console-ports return", f"{v}",
+                  logged(dial("host", AGENT, local, CONSOLE_PORT)), [(1, BLOCKED, local)])  # fmt: skip
+        # Here an agent has the console's port.
+        yield one("agent-loopback-permitted", "ct direction reply tcp sport @console-ports return", f"{v}",
+                  dial("host", BYSTANDER, local, 9100), "silence", console_port=9100)  # fmt: skip
+        yield one("proxy-permitted", "ct direction reply tcp sport @console-ports fib daddr type local accept",
+                  f"{v}", dial("host", BYSTANDER, local, CONSOLE_PORT), "proxy")  # fmt: skip
         yield one("agent-loopback-permitted",
                   "ct direction original meta skuid . th dport @agent-loopback accept", f"{v}",
                   dial("host", AGENT, local, 9000), "local")  # fmt: skip

@@ -17,7 +17,7 @@ from tests.kernel.rules import probes
 from tests.kernel.rules.namespaces import Namespaces, Running, run
 
 PROXY, AGENT, OTHER_AGENT, BYSTANDER = 61000, 61001, 61002, 61003
-PROXY_PORT, DNS_PORT = 8080, 8053
+PROXY_PORT, DNS_PORT, CONSOLE_PORT = 8080, 8053, 8081
 
 # By family: what an address is, and where.
 GOOD = {4: "93.184.216.34", 6: "2a00:1450::1"}
@@ -80,6 +80,7 @@ RULESET = Ruleset(
     loopback=(((AGENT, OTHER_AGENT), (1, 65535)),),
     known_good=tuple((_network(one[family]), 443) for one in (GOOD, BAD) for family in FAMILIES),
     known_bad=tuple(_network(BAD[family]) for family in FAMILIES),
+    console_port=CONSOLE_PORT,
     nameservers=(
         *((ipaddress.ip_address(NAMESERVER[family]), 53) for family in FAMILIES),
         *((ipaddress.ip_address(LOCAL[family]), LOCAL_NAMESERVER_PORT) for family in FAMILIES),
@@ -296,7 +297,7 @@ class World:
         redirected_to = [one[family] for one in gateways for family in FAMILIES]
         servers = (
             ("net", 0, "net", internet, (22, 53, 80, 443, LOCAL_NAMESERVER_PORT, 8443)),
-            ("host", PROXY, "proxy", redirected_to, (PROXY_PORT, DNS_PORT)),
+            ("host", PROXY, "proxy", redirected_to, (PROXY_PORT, DNS_PORT, CONSOLE_PORT)),
             ("host", BYSTANDER, "local", anywhere, (80, 9000, LOCAL_NAMESERVER_PORT)),
             ("host", OTHER_AGENT, "agent", anywhere, (9100,)),
             ("box", 0, "box", anywhere, (9000,)),

@@ -1,0 +1,1 @@
+"""The console: one page for people, served on loopback by the proxy."""
