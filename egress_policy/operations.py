@@ -12,7 +12,7 @@ from egress_policy.approvals import Decided, Pending
 from egress_policy.audit import AuditLog, Record, timestamp
 from egress_policy.audit_files import AuditError
 from egress_policy.authorizer import Authorizer
-from egress_policy.feed_files import signature
+from egress_policy.feed_files import Signature, signature
 from egress_policy.firewall import FirewallError
 from egress_policy.grant import Grant
 from egress_policy.kernel_policy import pause_in_kernel
@@ -77,6 +77,7 @@ class Operations:
         self._authorizer = authorizer
         self._audit = audit
         self._pauses_file = pauses_file
+        self._seen: Signature | None = None
         self._turn = asyncio.Lock()
         self.ask_for_reload = reload
 
@@ -90,14 +91,14 @@ class Operations:
 
         A file that is gone, or bad, lifts no pause.
         """
-        seen = None if self._pauses_file is None else signature(self._pauses_file)
+        self._seen = None if self._pauses_file is None else signature(self._pauses_file)
         while self._pauses_file is not None:
             await asyncio.sleep(_INTERVAL)
-            now = signature(self._pauses_file)
-            if now in (seen, None):
-                continue
-            seen = now
             async with self._turn:
+                now = signature(self._pauses_file)
+                if now in (self._seen, None):
+                    continue
+                self._seen = now
                 try:
                     await self._adopt(read_pauses(self._pauses_file))
                 except (PausesError, AccountError, FirewallError) as error:
@@ -254,6 +255,9 @@ class Operations:
             await asyncio.to_thread(write_pauses, self._pauses_file, self._authorizer.pauses)
         except PausesError as error:
             return str(error)
+        if self._pauses_file is not None:
+            # What we wrote ourselves is no news: a pause that came after it, and could not be kept, would be lifted.
+            self._seen = signature(self._pauses_file)
         return None
 
     def _on_record(self, record: Record) -> str | None:
