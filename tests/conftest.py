@@ -16,6 +16,7 @@ ON_THE_KERNEL = (
     "tests/bypass/",
     "tests/clients/",
     "tests/host/",
+    "tests/console/",
     "tests/kubernetes/",
 )
 

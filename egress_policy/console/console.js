@@ -41,10 +41,13 @@ function button(label, spoken, className, act) {
   const node = element("button", className, label);
   node.type = "button";
   node.setAttribute("aria-label", visible(spoken));
+  // Not `disabled`, which would take the focus away from it.
+  let acting = false;
   node.addEventListener("click", async () => {
-    node.disabled = true;
+    if (acting) return;
+    acting = true;
     await attempt(act);
-    node.disabled = false;
+    acting = false;
   });
   return node;
 }

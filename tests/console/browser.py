@@ -1,4 +1,4 @@
-"""A real Chromium in the laboratory: it runs on the agent host, and sees its network alone."""
+"""A real Chromium in the laboratory: it runs on the agent host, and sees that host's network alone."""
 
 import json
 import shlex
@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from deploy.demo.lab import Lab
+from tests.end_to_end.test_control import ask
 
 CONSOLE_PORT = 8090
+CONSOLE = f"http://127.0.0.1:{CONSOLE_PORT}"
 ELSEWHERE = "elsewhere.example"
 """A name that the browser believes to be at 127.0.0.1, as after DNS rebinding."""
 PATIENCE = 30.0
-"""Seconds within which the page shows what it should, on a machine that has much else to do."""
+"""Seconds within which a page shows what it should, on a machine that has much else to do."""
 
 _SWITCHES = (
     "--no-sandbox",  # as root it has none; its pages here are our own
@@ -39,20 +41,10 @@ def chromium(lab: Lab) -> Iterator[Browser]:
 
 def address(lab: Lab, uid: int = 0) -> str:
     """Have the control socket give a user an address that signs in."""
-    answer = lab.curl(
-        "http://localhost/v1/console",
-        "-X",
-        "POST",
-        "--unix-socket",
-        str(lab.control_socket),
-        uid=uid,
-    )
-    return str(json.loads(answer.body)["url"])
+    return str(json.loads(ask(lab, "POST", "/v1/console", uid=uid).body)["url"])
 
 
-def signed_in(lab: Lab, page: Page, uid: int = 0) -> Page:
+def sign_in(lab: Lab, page: Page, uid: int = 0) -> None:
     """Open the console in a page, with a user's rights."""
-    page.set_default_timeout(PATIENCE * 1000)
     page.goto(address(lab, uid))
     page.locator("#console").wait_for()
-    return page
