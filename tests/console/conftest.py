@@ -16,7 +16,7 @@ POLICY = CONTROLLED.replace("{user: 61000}", f"{{user: 61000, console_port: {CON
 expect.set_options(timeout=PATIENCE * 1000)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab(*NAMES) as lab:
         lab.write_policy(POLICY)
@@ -25,7 +25,7 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser(lab: Lab) -> Iterator[Browser]:
     with chromium(lab) as browser:
         yield browser
