@@ -15,6 +15,8 @@ from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Http1Server
 from mitmproxy.proxy.layers.tls import ClientTLSLayer
 
+from egress_policy.exchange import Exchange
+
 MAX_BUFFERED = 256 * 1024
 """Bytes of an HTTP/1 peer that make no sense yet: an unfinished head or chunk line, or requests sent ahead."""
 MAX_CLIENT_HELLO = 64 * 1024
@@ -68,13 +70,30 @@ class BoundedClient(_BoundedHttp1, Http1Client):
 
 
 class BoundedClientTls(ClientTLSLayer):
-    """The client's side of TLS."""
+    """The client's side of TLS. `passed` is what counts the bytes of a connection that is not decrypted."""
+
+    passed: Exchange | None = None
 
     def receive_handshake_data(self, data: bytes) -> layer.CommandGenerator[tuple[bool, str | None]]:
         """Take more of the handshake, up to the limit for a ClientHello."""
         if not self.client_hello_parsed and len(self.recv_buffer) + len(data) > MAX_CLIENT_HELLO:
             return False, f"the ClientHello is longer than {MAX_CLIENT_HELLO} bytes"
         return (yield from super().receive_handshake_data(data))
+
+    def event_to_child(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if self.passed is not None and isinstance(event, events.DataReceived):
+            if event.connection is self.context.client:
+                self.passed.sent += len(event.data)
+            else:
+                self.passed.received += len(event.data)
+        yield from super().event_to_child(event)
+
+
+def count_passed(context: Context, exchange: Exchange) -> None:
+    """Have what is passed on without decrypting it count as part of an exchange."""
+    for one in context.layers:
+        if isinstance(one, BoundedClientTls):
+            one.passed = exchange
 
 
 class _ChunksWithoutTrailers(ChunkedReader):

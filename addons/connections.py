@@ -4,15 +4,18 @@ import asyncio
 import ipaddress
 import resource
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mitmproxy import connection
 from mitmproxy.addons.proxyserver import Proxyserver
 
+from egress_policy.authorizer import Authorizer
 from egress_policy.caller import Caller
 from egress_policy.decision import Key
 from egress_policy.denial import Deny
 from egress_policy.destination import Address
+from egress_policy.exchange import Ending, Exchange
 from egress_policy.ledger import LiveGrant
 from gate import Gate, GatedReader
 
@@ -24,8 +27,9 @@ class ClientConnection:
     """One client's connection to the proxy.
 
     `port` is the TCP port it was made to before it was redirected. `cleared` holds the upstream addresses that
-    its permitted requests were pinned to, with their grants; `active` the flows under way, each with the grant
-    that it runs under. `refusal` is what was found wrong with the connection before its first request.
+    its permitted requests were pinned to, with their grants; `exchanges` what went over it, by the grant's id, and
+    `active` the flows under way, each with the exchange that it is part of. `refusal` is what was found wrong with
+    the connection before its first request.
     """
 
     client: connection.Client
@@ -33,21 +37,31 @@ class ClientConnection:
     port: int
     gate: Gate = field(default_factory=Gate)
     cleared: dict[Socket, set[Key]] = field(default_factory=dict)
-    active: dict[str, Key] = field(default_factory=dict)
+    exchanges: dict[str, Exchange] = field(default_factory=dict)
+    active: dict[str, Exchange] = field(default_factory=dict)
     refusal: Deny | None = None
 
-    def clear(self, flow_id: str, live: LiveGrant, upstream: Socket) -> None:
-        """Let a flow go to an upstream address for as long as its grant lives."""
+    def clear(self, flow_id: str, live: LiveGrant, upstream: Socket, authorizer: Authorizer) -> Exchange:
+        """Let a flow go to an upstream address for as long as its grant lives; return what it is part of."""
         self.cleared.setdefault(upstream, set()).add(live.key)
-        self.active[flow_id] = live.key
+        exchange = self.exchanges.get(live.grant.id)
+        if exchange is None:
+            exchange = self.exchanges[live.grant.id] = authorizer.begin(live, self.caller)
+        exchange.requests += 1
+        self.active[flow_id] = exchange
+        return exchange
 
 
 class Connections:
-    """The client connections that are open now. One agent may have `limit` of them."""
+    """The client connections that are open now. One agent may have `limit` of them.
 
-    def __init__(self, proxyserver: Proxyserver, limit: int) -> None:
+    `on_over` is told of each exchange that is over: its connection is closed, or its grant ended.
+    """
+
+    def __init__(self, proxyserver: Proxyserver, limit: int, on_over: Callable[[Exchange], None]) -> None:
         self._proxyserver = proxyserver
         self._limit = limit
+        self._on_over = on_over
         self._open: dict[str, ClientConnection] = {}
         self._count: Counter[str | None] = Counter()
 
@@ -87,6 +101,7 @@ class Connections:
         opened = self._open.pop(client.id, None)
         if opened is not None:
             self._count[opened.caller.agent] -= 1
+            self._all_over(opened)
 
     def cut(self, client: connection.Client) -> None:
         """Close a client's connection at once, and with it every upstream connection made for it.
@@ -98,17 +113,35 @@ class Connections:
         if transport is not None and transport.handler is not None:
             transport.handler.cancel("grant ended")
 
-    def end(self, key: Key) -> None:
+    def end(self, live: LiveGrant) -> None:
         """Cut what still flows under a grant that has ended; an idle client keeps its connection to the proxy."""
+        key = live.key
         for opened in tuple(self._open.values()):
-            if key in opened.active.values():
+            if any(exchange.key == key for exchange in opened.active.values()):
+                for exchange in opened.active.values():
+                    exchange.broke_off(Ending.CUT)
                 self.cut(opened.client)
                 continue
+            idle = opened.exchanges.pop(live.grant.id, None)
+            if idle is not None:
+                self._on_over(idle)
             for keys in opened.cleared.values():
                 keys.discard(key)
             ended = {upstream for upstream, keys in opened.cleared.items() if not keys}
             if ended:
                 self._close_upstreams(opened, ended)
+
+    def leave(self) -> None:
+        """Tell of every exchange that the proxy's end cuts short."""
+        for opened in self._open.values():
+            for exchange in opened.active.values():
+                exchange.broke_off(Ending.CUT)
+            self._all_over(opened)
+
+    def _all_over(self, opened: ClientConnection) -> None:
+        for exchange in opened.exchanges.values():
+            self._on_over(exchange)
+        opened.exchanges.clear()
 
     def _close_upstreams(self, opened: ClientConnection, upstreams: set[Socket]) -> None:
         for upstream in upstreams:

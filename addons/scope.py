@@ -33,6 +33,7 @@ from egress_policy import service_manager
 from egress_policy.authorizer import Verdict
 from egress_policy.denial import Deny, DenyCode, Failure, FailureCode, Refusal
 from egress_policy.destination import Destination, InvalidHostError, parse_name
+from egress_policy.exchange import Ending, Exchange
 from egress_policy.firewall import FirewallError
 from egress_policy.http_request import AccessRequest, RequestHead, is_websocket, read_request
 from egress_policy.journal import keep_telling
@@ -45,6 +46,7 @@ from egress_policy.problem import problem_of, render
 from egress_policy.records import Asked
 from egress_policy.scope import HEADER
 from egress_policy.status import Status
+from handshakes import Handshakes
 
 # RFC 9849: the extension that hides the real server name inside an encrypted ClientHello.
 _ENCRYPTED_CLIENT_HELLO = 0xFE0D
@@ -75,6 +77,7 @@ class Scope:
         self._kernel_log: KernelLog
         self._operations: Operations
         self._status: Status
+        self._handshakes: Handshakes
 
     # Life
 
@@ -96,9 +99,11 @@ class Scope:
                 ctx.options.update(confdir=start_up.DEFAULT_CONFDIR)
             bounds.bound_origins()
             self._connections = connections.Connections(
-                ctx.master.addons.get("proxyserver"), connections.most_connections()
+                ctx.master.addons.get("proxyserver"),
+                connections.most_connections(),
+                self._exchange_over,
             )
-            self._started = start_up.start(ctx.options, self._grant_ended)
+            self._started = start_up.start(ctx.options, self._connections.end)
             self._name_server = dns_replies.NameServer(
                 self._started.authorizer, lambda: self._started.callers, lambda: self._started.known_good
             )
@@ -118,6 +123,7 @@ class Scope:
                 self._started.policy_status,
                 self._connections.__len__,
             )
+            self._handshakes = Handshakes(self._started.audit.write)
             ctx.options.update(**safe_options.SAFE)
         except start_up.StartError as error:
             _exit(str(error))
@@ -147,6 +153,7 @@ class Scope:
             for work in (
                 started.authorizer.end_in_time(),
                 self._operations.follow_pauses(),
+                self._handshakes.follow(),
                 keep_telling(lambda: started.audit.newest, started.audit.path),
                 _remove_default_addons(),
                 self._follow_kernel(),
@@ -162,6 +169,7 @@ class Scope:
         """End the process when the script was changed or removed: mitmproxy would go on and forward everything."""
         if not ctx.master.should_exit.is_set():
             _exit("the addon was unloaded while the proxy ran")
+        self._connections.leave()
         for task in (*self._tasks, *self._keeping):
             task.cancel()
 
@@ -206,10 +214,10 @@ class Scope:
         except BaseException as error:  # noqa: BLE001 - whatever it is, nobody would end the grants any more
             _exit(f"stopped: {error!r}")
 
-    def _grant_ended(self, live: LiveGrant) -> None:
-        self._connections.end(live.key)
-
     # Connections
+
+    def _exchange_over(self, exchange: Exchange) -> None:
+        self._started.authorizer.over(exchange)
 
     def client_connected(self, client: connection.Client) -> None:
         """Find out who connected; an agent with too many connections gets no more."""
@@ -264,9 +272,16 @@ class Scope:
         verdict = await self._started.authorizer.authorize(asked)
         if verdict.live is not None:
             upstream = connections.upstream_socket(verdict.live.pin, opened.port)
-            opened.clear(opened.client.id, verdict.live, upstream)
+            exchange = opened.clear(opened.client.id, verdict.live, upstream, self._started.authorizer)
+            bounds.count_passed(data.context, exchange)
             data.context.server.address = upstream
             data.ignore_connection = True
+
+    def tls_failed_client(self, data: tls.TlsData) -> None:
+        """Put on record that a client's handshake failed; what we closed ourselves is on record already."""
+        opened = self._connections.get(data.context.client)
+        if opened is not None and data.conn.error != "connection closed early":
+            self._handshakes.failed(opened, data.context.client)
 
     def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
         """Connect only to what this client's permitted requests were pinned to, and only while the grant lives."""
@@ -284,6 +299,9 @@ class Scope:
         if opened is not None and data.server.address is not None:
             for key in opened.cleared.get(data.server.address[:2], ()):
                 self._started.authorizer.unreachable(key)
+            passed = opened.active.get(opened.client.id)
+            if passed is not None:
+                passed.broke_off(Ending.UPSTREAM_FAILED)
 
     # Requests
 
@@ -308,10 +326,11 @@ class Scope:
             return
         if not flow.client_conn.connected or not self._started.authorizer.is_live(live.key):
             return
-        self._pin(opened, flow, live)
+        exchange = self._pin(opened, flow, live)
         _clean(flow.request)
         flow.metadata[streams.TERMS] = streams.Terms(
             verdict.permit.max_body,
+            exchange,
             too_long=partial(self._too_long, flow, asked, verdict.permit.max_body),
             failed=partial(self._failed, flow, asked),
         )
@@ -319,16 +338,17 @@ class Scope:
         flow.request.stream = verdict.permit.max_body != 0 and not is_websocket(flow.request.headers.fields)
         flow.response = None
 
-    def _pin(self, opened: connections.ClientConnection, flow: http.HTTPFlow, live: LiveGrant) -> None:
+    def _pin(self, opened: connections.ClientConnection, flow: http.HTTPFlow, live: LiveGrant) -> Exchange:
         # Two requests of one HTTP/2 connection share the upstream address that the first was pinned to: the
         # server name of a new upstream connection is the client's only while both are the same.
         upstream = flow.server_conn.address
         if upstream is None or upstream not in opened.cleared or not _leads_to(live, upstream):
             upstream = connections.upstream_socket(live.pin, opened.port)
-        opened.clear(flow.id, live, upstream)
+        exchange = opened.clear(flow.id, live, upstream, self._started.authorizer)
         # Setting request.host would rewrite the Host field; this leaves name, server name and verification alone.
         flow.server_conn.address = upstream
         flow.request.data.host, flow.request.data.port = upstream
+        return exchange
 
     def request(self, flow: http.HTTPFlow) -> None:
         """Deny a body where none is allowed, and take trailers away: the scope may be in them too."""
@@ -354,6 +374,7 @@ class Scope:
         """Pass the answer on as it comes, unless it would turn the connection into something unchecked."""
         if flow.response is None or streams.TERMS not in flow.metadata:
             return
+        flow.metadata[streams.TERMS].exchange.status = flow.response.status_code
         if flow.response.status_code == 101:
             if not (flow.websocket or is_websocket(flow.request.headers.fields)):
                 flow.kill()
@@ -377,10 +398,13 @@ class Scope:
             del flow.websocket.messages[:-1]
 
     def websocket_end(self, flow: http.HTTPFlow) -> None:
-        """Note that a flow is over."""
+        """Note that a flow is over; 1006 is a close that nobody announced (RFC 6455 section 7.1.5)."""
         opened = self._connections.get(flow.client_conn)
-        if opened is not None:
-            opened.active.pop(flow.id, None)
+        exchange = None if opened is None else opened.active.pop(flow.id, None)
+        if exchange is not None and flow.websocket is not None and flow.websocket.close_code == 1006:
+            exchange.broke_off(
+                Ending.CLIENT_LEFT if flow.websocket.closed_by_client else Ending.UPSTREAM_FAILED
+            )
 
     # DNS
 

@@ -25,6 +25,7 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._hooks import HttpErrorHook
 from mitmproxy.proxy.layers.websocket import WebsocketLayer
 
+from egress_policy.exchange import Ending, Exchange
 from gate import Gate
 
 MAX_WAITING = 256 * 1024
@@ -38,21 +39,35 @@ TERMS = "egress-policy terms"
 
 @dataclass(slots=True)
 class Terms:
-    """What a permitted request may send: `limit` in bytes, None where the intent sets no limit.
+    """What a permitted request may send: `limit` in bytes, None where the intent sets no limit; and what it did.
 
     `too_long` puts on record that more came and makes the answer; `failed` does so for an origin that cannot be
     reached, or breaks off before it has answered.
     """
 
     limit: int | None
+    exchange: Exchange
     too_long: Callable[[], http.Response]
     failed: Callable[[str], http.Response]
     sent: int = 0
+    received: int = 0
 
     def may_send(self, data: bytes) -> bool:
         """Count what is about to be sent on; tell whether it may be."""
         self.sent += len(data)
-        return self.limit is None or self.sent <= self.limit
+        is_allowed = self.limit is None or self.sent <= self.limit
+        if is_allowed:
+            self.exchange.sent += len(data)
+        return is_allowed
+
+    def has_come(self, data: bytes) -> None:
+        """Count what came of the answer's body."""
+        self.received += len(data)
+        self.exchange.received += len(data)
+
+    def is_answered(self, response: http.Response | None) -> bool:
+        """Tell whether all of a body came whose length was announced: the client may leave before it is told."""
+        return response is not None and response.headers.get("content-length") == str(self.received)
 
 
 class Stream(HttpStream):
@@ -65,6 +80,8 @@ class Stream(HttpStream):
 
     def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         """Handle an event; while something is waited for, do not let the client send without end."""
+        if isinstance(event, ResponseData):
+            self._terms().has_come(event.data)
         yield from super().handle_event(event)
         if not self._paused:
             self._waiting = 0
@@ -98,11 +115,12 @@ class Stream(HttpStream):
     def state_stream_request_body(
         self, event: RequestData | RequestEndOfMessage
     ) -> layer.CommandGenerator[None]:
-        terms: Terms = self.flow.metadata[TERMS]
+        terms = self._terms()
         if isinstance(event, RequestData) and not terms.may_send(event.data):
             # Not the end of the message: the origin would act on a body cut short.
             cancel = RequestProtocolError(self.stream_id, "the body is too long", ErrorCode.CANCEL)
             yield SendHttp(cancel, self.context.server)
+            terms.exchange.broke_off(Ending.CUT)
             yield from self._answer_instead(terms.too_long())
             return
         yield from super().state_stream_request_body(event)
@@ -118,11 +136,12 @@ class Stream(HttpStream):
         yield from ()
 
     def passthrough(self, event: events.Event) -> layer.CommandGenerator[None]:
-        terms: Terms = self.flow.metadata[TERMS]
+        terms = self._terms()
         # Whatever the client sends counts: a ping and the reason of a close carry data too.
         if isinstance(event, RequestData) and not terms.may_send(event.data):
             cancel = RequestProtocolError(self.stream_id, "the body is too long", ErrorCode.CANCEL)
             yield SendHttp(cancel, self.context.server)
+            terms.exchange.broke_off(Ending.CUT)
             yield from self._answer_instead(terms.too_long())
             return
         yield from super().passthrough(event)
@@ -130,12 +149,16 @@ class Stream(HttpStream):
         if isinstance(socket, WebsocketLayer) and any(
             sum(map(len, side.frame_buf)) > MAX_MESSAGE for side in (socket.client_ws, socket.server_ws)
         ):
+            terms.exchange.broke_off(Ending.CUT)
             yield from self._answer_instead(terms.failed(f"a message is longer than {MAX_MESSAGE} bytes"))
 
     def handle_protocol_error(
         self, event: RequestProtocolError | ResponseProtocolError
     ) -> layer.CommandGenerator[None]:
         terms: Terms | None = self.flow.metadata.get(TERMS) if hasattr(self, "flow") else None
+        if terms is not None and not terms.is_answered(self.flow.response):
+            by_client = isinstance(event, RequestProtocolError)
+            terms.exchange.broke_off(Ending.CLIENT_LEFT if by_client else Ending.UPSTREAM_FAILED)
         if (
             terms is None
             or isinstance(event, RequestProtocolError)
@@ -145,6 +168,10 @@ class Stream(HttpStream):
             yield from super().handle_protocol_error(event)
         else:
             yield from self._answer_instead(terms.failed(event.message))
+
+    def _terms(self) -> Terms:
+        terms: Terms = self.flow.metadata[TERMS]
+        return terms
 
     def _answer_instead(self, response: http.Response) -> layer.CommandGenerator[None]:
         """Answer for the origin, or break the connection off where its answer has begun; the flow is over."""

@@ -65,6 +65,13 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     detail: str | None = None
     ttl: int | None = None
     expires: str | None = None
+    grant: str | None = None
+    requests: int | None = None
+    sent: int | None = None
+    received: int | None = None
+    duration: float | None = None
+    status: int | None = None
+    ending: str | None = None
     by: str | None = None
     chain: str | None = None
 
@@ -74,7 +81,7 @@ _LIMITS = {"path": _LONGEST_PATH, "reason": _LONGEST_REASON}
 _TEXT_LIMITS = tuple(
     (name, _LIMITS.get(name, _LONGEST))
     for name in Record.__struct_fields__
-    if name not in {"uid", "port", "addresses", "ttl"}
+    if name not in {"uid", "port", "addresses", "ttl", "requests", "sent", "received", "duration", "status"}
 )
 
 

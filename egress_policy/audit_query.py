@@ -13,7 +13,7 @@ from egress_policy.records import destination_of
 MOST_GROUPS = 10_000
 """What is asked for in ever other ways is counted together beyond this."""
 
-TRAFFIC = frozenset({"decision", "drop", "direct"})
+TRAFFIC = frozenset({"decision", "drop", "direct", "handshake"})
 """The events that say who wanted to reach what; the others are about grants and the policy."""
 
 
@@ -106,11 +106,30 @@ def one_line(record: Record) -> str:
     who = record.agent or _sender(record)
     where = destination_of(record) or " ".join(record.addresses)
     what = record.method or ("(by name)" if record.inspection else "")
-    outcome = " ".join(filter(None, (record.outcome, record.code)))
+    outcome = " ".join(filter(None, (record.outcome, record.code, record.ending)))
     time = parse_timestamp(record.time).astimezone(UTC)
     said = (time.strftime("%m-%d %H:%M:%S"), record.event, outcome, who, record.scope, what, where)
-    rest = record.detail or record.reason or ""
+    rest = record.detail or record.reason or _exchanged(record)
     return "  ".join(filter(None, (*said, rest, f"by {record.by}" if record.by else "")))
+
+
+def _exchanged(record: Record) -> str:
+    """Say what an exchange came to, where a record is of one."""
+    if record.sent is None or record.received is None:
+        return ""
+    requests = "1 request" if record.requests == 1 else f"{record.requests} requests"
+    said = f"{requests}, {size(record.sent)} sent, {size(record.received)} received in {record.duration:g} s"
+    return said if record.status is None else f"{said}, status {record.status}"
+
+
+def size(number: int) -> str:
+    """Write a number of bytes for a person."""
+    amount, unit = float(number), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if amount < 1024:
+            break
+        amount, unit = amount / 1024, larger
+    return f"{number} B" if unit == "B" else f"{amount:.1f} {unit}"
 
 
 def _sender(record: Record) -> str:

@@ -18,15 +18,17 @@ from egress_policy import metrics
 from egress_policy.approvals import Approvals
 from egress_policy.audit import AuditLog, Record
 from egress_policy.audit_files import AuditError
+from egress_policy.caller import Caller
 from egress_policy.decision import Key, Permit, Standing, decide
 from egress_policy.denial import Deny, DenyCode, Failure, FailureCode, Refusal
 from egress_policy.destination import Address, Destination
+from egress_policy.exchange import Exchange
 from egress_policy.firewall import DEVELOPER_SANDBOX, Elements, FirewallError, list_elements
 from egress_policy.grant import MAX_ADDRESSES, Grant, Resolution, issue_grant, why_not_given
 from egress_policy.ledger import Ledger, LiveGrant
 from egress_policy.pauses import NOTHING
 from egress_policy.policy import MAX_TTL, Policy
-from egress_policy.records import Asked, decision_record, element_comment, grant_record
+from egress_policy.records import Asked, decision_record, element_comment, end_record, grant_record
 from egress_policy.resolver import ResolutionFailedError, Resolver
 from egress_policy.upstream import first_reachable
 
@@ -128,6 +130,21 @@ class Authorizer:
         live = self.ledger.find(key, self._clock())
         if live is not None:
             live.fresh_until = 0.0
+
+    def begin(self, live: LiveGrant, caller: Caller) -> Exchange:
+        """Begin what a client connection exchanges under a grant."""
+        return Exchange(live.grant, caller, self._clock())
+
+    def over(self, exchange: Exchange) -> None:
+        """Put on record what went over a connection."""
+        metrics.BYTES.labels("sent").inc(exchange.sent)
+        metrics.BYTES.labels("received").inc(exchange.received)
+        try:
+            self._audit.write(end_record(exchange, self._clock()))
+        except AuditError as error:
+            _logger.error(
+                "the end of an exchange under grant %s is not on record: %s", exchange.grant.id, error
+            )
 
     def end_due(self) -> None:
         """End the grants whose time is over."""

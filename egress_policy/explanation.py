@@ -5,6 +5,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 
+from msgspec import structs
+
 from egress_policy import decision
 from egress_policy.audit import Record
 from egress_policy.caller import Caller
@@ -117,8 +119,9 @@ async def explain_request(
         host=dict(head.fields)[b"Host"].decode("utf-8", "replace"),
         port=head.port,
     )
+    record = decision_record(policy, explanation_id, asked, permit, grant, refusal)
     return Explanation(
-        decision_record(policy, explanation_id, asked, permit, grant, refusal),
+        structs.replace(record, grant=None),
         tuple(
             Step(step.value, name, *findings.get(step, ("not reached", ""))) for step, name in _NAMES.items()
         ),

@@ -1,6 +1,5 @@
 """From a packet that the kernel logged to a record of who sent it where: no I/O, the clock is the caller's."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -11,11 +10,8 @@ from egress_policy.audit import Record
 from egress_policy.destination import Address, Network
 from egress_policy.packet import PROTOCOLS, Packet
 from egress_policy.policy import Policy
-from egress_policy.records import kernel_record, repeated
-
-_INTERVAL = 1.0
-"""Seconds in which what is the same is recorded once."""
-_MAX_KINDS = 4096
+from egress_policy.records import kernel_record
+from egress_policy.repeats import Repeats
 
 
 class Group(IntEnum):
@@ -78,15 +74,6 @@ def senders_of(policy: Policy) -> Senders:
     )
 
 
-@dataclass(slots=True)
-class _Recorded:
-    """What was put on record, the moment, and how often the same came since."""
-
-    record: Record
-    at: float
-    repeated: int = 0
-
-
 class KernelReports:
     """Makes records of packets; the same sender, destination and port are one record a second, with a count.
 
@@ -96,40 +83,26 @@ class KernelReports:
     def __init__(self, senders: Senders, name_of: Callable[[Address], str | None]) -> None:
         self.senders = senders
         self._name_of = name_of
-        self._recorded: dict[tuple[object, ...], _Recorded] = {}
-        self._uncounted: Counter[Group] = Counter()
+        self._repeats = {group: Repeats() for group in Group}
 
     def take(self, group: Group, packet: Packet, now: float) -> Record | None:
         """Return the record of a packet, or None where the same is on record already; `now` in seconds."""
         metrics.PACKETS.labels(_VERDICTS[group]).inc()
         agent = self.senders.agent_of(packet)
         sender = agent or (packet.uid, packet.in_link, packet.source)
-        key = (group, sender, packet.protocol, packet.destination, packet.destination_port)
-        known = self._recorded.get(key)
-        if known is not None:
-            known.repeated += 1
-            return None
-        if len(self._recorded) >= _MAX_KINDS:
-            self._uncounted[group] += 1
-            return None
-        record = self._describe(group, packet, agent)
-        self._recorded[key] = _Recorded(record, now)
-        return record
+        kind = (sender, packet.protocol, packet.destination, packet.destination_port)
+        return self._repeats[group].take(kind, lambda: self._describe(group, packet, agent), now)
 
     def due(self, now: float) -> Iterator[Record]:
         """Yield a record for each that was repeated in the second that has passed, and forget the others."""
-        for key, known in tuple(self._recorded.items()):
-            if now - known.at < _INTERVAL:
-                continue
-            if not known.repeated:
-                del self._recorded[key]
-                continue
-            yield repeated(known.record, known.repeated)
-            known.at, known.repeated = now, 0
-        for group, count in self._uncounted.items():
-            detail = f"{count} packets to ever other destinations are not on record one by one"
-            yield kernel_record(_EVENTS[group], "fail", detail)
-        self._uncounted.clear()
+        for group, repeats in self._repeats.items():
+            yield from repeats.due(now)
+            if repeats.uncounted:
+                detail = (
+                    f"{repeats.uncounted} packets to ever other destinations are not on record one by one"
+                )
+                yield kernel_record(_EVENTS[group], "fail", detail)
+                repeats.uncounted = 0
 
     def lost(self, group: Group, count: int) -> Record:
         """Return the record of reports that the kernel could not hand over."""

@@ -9,6 +9,7 @@ from egress_policy.audit import Record, timestamp
 from egress_policy.caller import Caller
 from egress_policy.decision import Key, Permit
 from egress_policy.denial import Deny, Refusal
+from egress_policy.exchange import Exchange
 from egress_policy.grant import Grant
 from egress_policy.http_request import AccessRequest
 from egress_policy.packet import Packet
@@ -63,6 +64,7 @@ def decision_record(
         detail=None if refusal is None else refusal.detail,
         ttl=None if permit is None or refusal is not None else int(permit.ttl.total_seconds()),
         expires=None if grant is None or refusal is not None else timestamp(grant.expires),
+        grant=None if grant is None or refusal is not None else grant.id,
     )
 
 
@@ -82,6 +84,45 @@ def grant_record(event: str, grant: Grant, detail: str | None = None, by: str | 
         ttl=int((grant.expires - grant.issued).total_seconds()),
         expires=timestamp(grant.expires),
         by=by,
+    )
+
+
+def end_record(exchange: Exchange, now: float) -> Record:
+    """Describe an exchange that is over; `now` is of the clock that it began by."""
+    grant, caller = exchange.grant, exchange.caller
+    return Record(
+        time=timestamp(datetime.now(UTC)),
+        event="end",
+        agent=grant.agent,
+        uid=caller.uid,
+        source=None if caller.source is None else str(caller.source),
+        scope=grant.scope,
+        intent=grant.intent,
+        host=str(grant.destination.host),
+        port=grant.destination.port,
+        grant=grant.id,
+        requests=exchange.requests,
+        sent=exchange.sent,
+        received=exchange.received,
+        duration=round(now - exchange.began, 3),
+        status=exchange.status,
+        ending=exchange.ending.value,
+    )
+
+
+def handshake_record(caller: Caller | None, host: str | None, port: int | None, why: str) -> Record:
+    """Describe a client's TLS handshake that failed before there was a request; without a caller, several."""
+    return Record(
+        time=timestamp(datetime.now(UTC)),
+        event="handshake",
+        agent=None if caller is None else caller.agent,
+        uid=None if caller is None else caller.uid,
+        source=None if caller is None or caller.source is None else str(caller.source),
+        host=host,
+        port=port,
+        outcome="fail",
+        code="client_tls_failed",
+        detail=why,
     )
 
 

@@ -145,7 +145,7 @@ def test_what_differs_is_recorded_by_itself(other: Packet) -> None:
 
 
 def test_a_scan_is_bounded_in_memory_and_what_is_left_out_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("egress_policy.kernel_reports._MAX_KINDS", 10)
+    monkeypatch.setattr("egress_policy.repeats._MAX_KINDS", 10)
     kept = reports()
     taken = [kept.take(Group.REFUSED, replace(ALICES, destination_port=port), 0.0) for port in range(15)]
     assert sum(record is not None for record in taken) == 10

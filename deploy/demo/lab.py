@@ -334,8 +334,12 @@ class Lab:
         return process
 
     def audit(self) -> list[dict[str, Any]]:
-        """Return the audit log's records."""
-        return read_log(self.audit_file)
+        """Return the audit log's records, but for those of ends(): they come when a client happens to close."""
+        return [record for record in read_log(self.audit_file) if record["event"] != "end"]
+
+    def ends(self) -> list[dict[str, Any]]:
+        """Return the audit log's records of what was exchanged over connections that are closed by now."""
+        return [record for record in read_log(self.audit_file) if record["event"] == "end"]
 
     def _mitmdump(self) -> Path:
         return Path(sys.prefix, "bin", "mitmdump")

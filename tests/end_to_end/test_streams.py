@@ -16,7 +16,7 @@ from deploy.demo.certificates import Authority
 from deploy.demo.json_lines import read_log
 from deploy.demo.lab import ALICE, Lab
 from tests.end_to_end import raw_origin
-from tests.end_to_end.conftest import NAMES, POLICY
+from tests.end_to_end.conftest import NAMES, POLICY, until
 
 HOST = "raw.example"
 LIMIT = 64 * 1024
@@ -367,6 +367,13 @@ def websocket(lab: Lab, scope: str, sizes: list[int], pause: float = 0) -> dict[
 def test_a_websocket_works_where_the_intent_sets_no_limit(lab: Lab) -> None:
     exchanged = websocket(lab, "sandbox-alice;intent=free", [1000, 60_000, 60_000])
     assert (exchanged["status"], exchanged["echoed"]) == (101, 121_000)
+
+    def ends() -> list[dict[str, object]]:
+        return [one for one in lab.ends() if one.get("status") == 101]
+
+    # Frames have heads, and those of clients a mask of 4 bytes; the client left without a word.
+    assert until(lambda: bool(ends()))
+    assert [ends()[0][key] for key in ("sent", "received", "ending")] == [121_024, 121_012, "client_left"]
 
 
 def test_a_websocket_is_cut_at_the_limit(lab: Lab) -> None:
