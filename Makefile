@@ -33,11 +33,13 @@ check: set-up-python ## lint, format and types
 bench: set-up ## side by side with what a user would pick instead; as root
 	@$(python) -m benchmarks
 
-schema: set-up-python ## write the policy files' JSON Schemas anew, from the types
+schema: set-up-python ## write the JSON Schemas of policy files and audit records anew, from the types
 	@for kind in policy team; do \
 	    $(python) -m egress_policy.policy_schema $$kind > schema.new || exit 1; \
 	    mv schema.new egress_policy/$$kind.schema.json; \
 	done
+	@$(python) -m egress_policy.audit_schema > schema.new
+	@mv schema.new egress_policy/audit.schema.json
 
 golden: set-up-python ## write the exports' golden files anew, to be read as a diff
 	@for target in networkpolicy cilium istio; do \

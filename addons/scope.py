@@ -278,9 +278,9 @@ class Scope:
             data.ignore_connection = True
 
     def tls_failed_client(self, data: tls.TlsData) -> None:
-        """Put on record that a client's handshake failed; what we closed ourselves is on record already."""
+        """Put on record that a client's handshake failed; what we refused or closed is on record already."""
         opened = self._connections.get(data.context.client)
-        if opened is not None and data.conn.error != "connection closed early":
+        if opened is not None and opened.refusal is None and data.conn.error != "connection closed early":
             self._handshakes.failed(opened, data.context.client)
 
     def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:

@@ -106,6 +106,7 @@ def _record(number: int) -> Record:
         code="trust_not_allowed" if refused else None,
         ttl=3600,
         expires="2026-03-01T12:00:00.000Z",
+        grant=None if refused else f"6b2f4c1e-2222-4222-8333-{number % 5000:012d}",
     )
 
 

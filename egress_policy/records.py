@@ -16,6 +16,9 @@ from egress_policy.packet import Packet
 from egress_policy.policy import DEFAULT_INTENT, Inspection, Policy
 from egress_policy.scope import Scope, ScopeError, parse_scope
 
+CLIENT_TLS_FAILED = "client_tls_failed"
+"""The code of a handshake with a client that came to nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -121,7 +124,7 @@ def handshake_record(caller: Caller | None, host: str | None, port: int | None, 
         host=host,
         port=port,
         outcome="fail",
-        code="client_tls_failed",
+        code=CLIENT_TLS_FAILED,
         detail=why,
     )
 

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from deploy.demo.lab import ALICE, BOB, Lab
+from egress_policy.audit_schema import json_schema
 from tests.end_to_end.conftest import NAMES, POLICY, until
 
 CAROL = 61004
@@ -115,6 +117,28 @@ def test_the_table_answers_in_80_columns(day: tuple[Lab, Counter[tuple[str, str,
     assert max(map(len, shown.splitlines())) <= 80
     count = done["carol", "b.example", "intent_unknown"]
     assert any(line.split()[:1] == [str(count)] and "intent_unknown" in line for line in shown.splitlines())
+
+
+def test_every_record_is_as_the_schema_says(day: tuple[Lab, Counter[tuple[str, str, str]]]) -> None:
+    lab, _ = day
+    records = [json.loads(line) for line in lab.audit_file.read_text().splitlines()]
+    assert {"decision", "grant", "end", "drop", "policy"} <= {record["event"] for record in records}
+    validator = jsonschema.Draft202012Validator(json_schema())
+    for record in records:
+        validator.validate(record)
+
+
+def test_the_day_s_traffic_is_on_record(day: tuple[Lab, Counter[tuple[str, str, str]]]) -> None:
+    """Each permitted request is part of one exchange, under a grant that is on record."""
+    lab, done = day
+    ends = asked(lab, "--host", "a.example")
+    exchanged = Counter(dict.fromkeys(("alice", "bob"), 0))
+    for one in ends:
+        if one["event"] == "end":
+            exchanged[one["agent"]] += one["requests"]
+    assert exchanged == Counter({agent: done[agent, "a.example", "permit"] for agent in ("alice", "bob")})
+    grants = {one["id"] for one in ends if one["event"] == "grant"}
+    assert {one["grant"] for one in ends if "grant" in one} == grants
 
 
 def test_the_log_is_whole_and_a_tampered_copy_is_not(
