@@ -91,6 +91,23 @@ def test_check_of_a_policy_with_errors(policy: Path) -> None:
     }
 
 
+def test_check_runs_the_policys_own_tests(policy: Path) -> None:
+    test = "{agent: alice, scope: sandbox-alice, request: GET https://a.example/, expect: permit}"
+    policy.write_text(f"{POLICY}tests:\n  - {test}\n")
+    assert "tests: 1" in run("check", "--policy", policy).stdout
+    policy.write_text(f"{POLICY}tests:\n  - {test}\n  - {test.replace('permit', 'scope_missing')}\n")
+    line = policy.read_text().count("\n")
+    done = run("check", "--policy", policy)
+    assert (done.returncode, done.stdout) == (1, "")
+    said = "scope_missing was expected, and it is permit"
+    assert done.stderr == f"{policy}:{line}:5: tests[1]: {said}\n1 failed test\n"
+    document = json.loads(run("check", "--json", "--policy", policy).stdout)
+    assert (document["ok"], document["summary"]["tests"]) == (False, 2)
+    assert document["errors"] == [
+        {"file": str(policy), "line": line, "column": 5, "path": "tests[1]", "message": said}
+    ]
+
+
 def test_check_warns_of_users_that_this_host_does_not_have(policy: Path) -> None:
     policy.write_text(POLICY.replace("user: 61001", "user: no-such-user"))
     done = run("check", "--policy", policy)
