@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ON_THE_KERNEL
+
 PASSES = "def test_passes(): pass\n"
 SKIPS = "import pytest\n@pytest.mark.skip\ndef test_skips(): pass\n"
 SKIPPED_MODULE = "import pytest\npytest.importorskip('no_such_module')\n"
-COMPLETE = {
-    f"{folder}/test_{folder}.py": PASSES
-    for folder in ("kernel", "end_to_end", "bypass", "clients", "kubernetes")
-}
+COMPLETE = {f"{folder}test_{Path(folder).name}.py".removeprefix("tests/"): PASSES for folder in ON_THE_KERNEL}
 
 
 def run(folder: Path, tests: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:

@@ -127,6 +127,7 @@ def _new_records(path: Path, end: os.stat_result) -> Iterator[Record]:
     file: TextIO = path.open(errors="backslashreplace")
     if os.fstat(file.fileno()).st_ino == end.st_ino:
         file.seek(end.st_size)
+    successor: TextIO | None = None
     rest = ""
     while True:
         rest += file.read()
@@ -136,21 +137,26 @@ def _new_records(path: Path, end: os.stat_result) -> Iterator[Record]:
                 yield decoder.decode(line)
             except msgspec.DecodeError:
                 continue
-        if not whole:
-            sys.stdout.flush()
-            time.sleep(_INTERVAL)
-            file = _reopened(path, file)
+        if whole:
+            continue
+        if successor is not None:
+            # Read to its end after it was rotated away: nothing more comes.
+            file.close()
+            file, successor, rest = successor, None, ""
+            continue
+        sys.stdout.flush()
+        time.sleep(_INTERVAL)
+        successor = _successor(path, file)
 
 
-def _reopened(path: Path, file: TextIO) -> TextIO:
+def _successor(path: Path, file: TextIO) -> TextIO | None:
+    """Open the file that has taken a log's place, if another has."""
     try:
         if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-            return file
-        there = path.open(errors="backslashreplace")
+            return None
+        return path.open(errors="backslashreplace")
     except FileNotFoundError:
-        return file
-    file.close()
-    return there
+        return None
 
 
 def _verify(audit: str, policy: Path, journal: Path | None) -> int:
