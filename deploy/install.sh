@@ -30,7 +30,8 @@ fail() {
 }
 
 has_systemd() { [[ -d /run/systemd/system ]]; }
-is_active() { has_systemd && systemctl --quiet is-active "$1"; }
+# Neither down nor failed: on its way up counts.
+runs() { has_systemd && [[ $(systemctl is-active "$1") == @(active|activating|reloading) ]]; }
 
 # Two places take turns, so that an upgrade that fails leaves what runs untouched: CODE is a link to one of them.
 choose_place() {
@@ -101,8 +102,9 @@ install_files() {
     say "in force from here: $CODE -> $place, $COMMAND, $UNITS"
     link "$place" "$CODE"
     link "$CODE/.venv/bin/egress-policy" "$COMMAND"
-    install -d -m 755 "$DESTDIR$UNITS" "$DESTDIR${ROTATION%/*}"
-    install -m 644 deploy/systemd/* "$DESTDIR$UNITS"
+    install -d -m 755 "$DESTDIR$UNITS/nftables.service.d" "$DESTDIR${ROTATION%/*}"
+    install -m 644 deploy/systemd/egress-policy* "$DESTDIR$UNITS"
+    install -m 644 deploy/systemd/nftables.service.d/* "$DESTDIR$UNITS/nftables.service.d"
     if [[ ! -e $DESTDIR$ROTATION ]]; then
         install -m 644 deploy/logrotate/egress-policy "$DESTDIR$ROTATION"
     elif ! cmp --quiet deploy/logrotate/egress-policy "$DESTDIR$ROTATION"; then
@@ -114,18 +116,18 @@ install_files() {
 restart() {
     has_systemd || return 0
     systemctl daemon-reload
-    if is_active "$RULESET"; then
+    if runs "$RULESET"; then
         say "systemctl reload $RULESET"
         systemctl reload "$RULESET"
     fi
-    if is_active "$SERVICE"; then
+    if runs "$SERVICE"; then
         say "systemctl restart $SERVICE"
         systemctl restart "$SERVICE"
     fi
 }
 
 say_what_is_next() {
-    if is_active "$SERVICE"; then
+    if runs "$SERVICE"; then
         say "done, and running. egress-policy doctor looks whether all is well."
         return
     fi

@@ -22,7 +22,7 @@ if [[ -d /run/systemd/system ]]; then
 fi
 # Agents are refused until here.
 /opt/egress-policy/.venv/bin/egress-policy remove --yes
-rm -f "$UNITS"/egress-policy{,-ruleset,-logrotate}.service "$UNITS/egress-policy-logrotate.timer"
+rm -f "$UNITS"/egress-policy{,-ruleset,-logrotate}.service "$UNITS/egress-policy-logrotate.timer" "$UNITS/nftables.service.d/egress-policy.conf"
 rm -f /etc/logrotate.d/egress-policy /usr/local/bin/egress-policy /opt/egress-policy /var/lib/egress-policy/boot.nft
 rm -rf /opt/egress-policy-a /opt/egress-policy-b
 if [[ -d /run/systemd/system ]]; then systemctl daemon-reload; fi

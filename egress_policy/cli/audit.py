@@ -84,13 +84,13 @@ def audit(
         if verify:
             sys.exit(_verify(audit, policy, journal))
         query = Query(since, scope, agent, host, outcome)
-        end = Path(audit).stat() if follow else None
+        end = _status(Path(audit))
         records = (record for record in read_records(audit, since) if query.matches(record))
         if as_json or lines or follow:
             _print_each(records, as_json=as_json)
         else:
             _print_groups(grouped(records))
-        if end is not None:
+        if follow:
             _print_each(filter(query.matches, _new_records(Path(audit), end)), as_json=as_json)
     except AuditError as error:
         raise click.ClickException(str(error)) from None
@@ -121,11 +121,21 @@ def _print_groups(groups: dict[Kind, Group]) -> None:
     Console(soft_wrap=False, markup=False, highlight=False).print(table)
 
 
-def _new_records(path: Path, end: os.stat_result) -> Iterator[Record]:
+def _status(path: Path) -> os.stat_result | None:
+    """Between a rotation and the next record there is no file."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _new_records(path: Path, end: os.stat_result | None) -> Iterator[Record]:
     """Yield what is appended from `end` on, also to the file that follows a rotation."""
     decoder = msgspec.json.Decoder(Record)
+    while _status(path) is None:
+        time.sleep(_INTERVAL)
     file: TextIO = path.open(errors="backslashreplace")
-    if os.fstat(file.fileno()).st_ino == end.st_ino:
+    if end is not None and os.fstat(file.fileno()).st_ino == end.st_ino:
         file.seek(end.st_size)
     successor: TextIO | None = None
     rest = ""

@@ -6,7 +6,7 @@ from typing import override
 
 import click
 
-from egress_policy.audit_files import STANDARD_OUTPUT
+from egress_policy.audit_files import STANDARD_OUTPUT, AuditError, rotated
 from egress_policy.audit_query import read_host
 from egress_policy.trust_kit import DIRECTORY
 
@@ -39,7 +39,10 @@ class GrantId(click.ParamType[str]):
 def check_log(audit: str) -> None:
     """See that there is an audit log to read. Raises ClickException."""
     try:
-        is_there = audit != STANDARD_OUTPUT and Path(audit).exists()
+        # Rotated, it is made anew by the next record.
+        is_there = audit != STANDARD_OUTPUT and (Path(audit).exists() or bool(rotated(Path(audit))))
+    except AuditError as error:
+        raise click.ClickException(str(error)) from None
     except OSError as error:
         raise click.ClickException(f"{audit} cannot be read: {error.strerror}") from None
     if not is_there:

@@ -149,10 +149,14 @@ def test_nothing_leaves_before_the_proxy_is_there(host: Machine, lab: Lab) -> No
 
 def test_it_would_be_seen(host: Machine, lab: Lab) -> None:
     """The same without our units: what the test above counts is what leaves."""
-    host.must("systemctl", "mask", "egress-policy-ruleset.service", "egress-policy.service")
-    reboot(host, lab)
-    wait(lambda: arrived(lab) > 0)
-    host.must("systemctl", "unmask", "egress-policy-ruleset.service", "egress-policy.service")
+    # nftables.service too: it loads our table after it has flushed all of them.
+    units = ("nftables.service", "egress-policy-ruleset.service", "egress-policy.service")
+    host.must("systemctl", "mask", *units)
+    try:
+        reboot(host, lab)
+        wait(lambda: arrived(lab) > 0)
+    finally:
+        host.must("systemctl", "unmask", *units)
 
 
 BREAK = {
