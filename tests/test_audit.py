@@ -118,6 +118,11 @@ def test_text_is_cut_to_its_bound(path: Path, field: str, longest: int) -> None:
         assert json.loads(line)[field] == "x" * longest
 
 
+def test_a_reason_is_cut_in_a_short_record_too(path: Path) -> None:
+    write(path, record("1", reason="x" * 201))
+    assert json.loads(path.read_text())["reason"] == "x" * 200
+
+
 @pytest.mark.parametrize(
     ("hostile", "kept"),
     [
