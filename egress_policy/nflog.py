@@ -250,7 +250,8 @@ def _read_logged(data: bytes, link_name: LinkName) -> Logged:
     port = _number(parts.get(_Attribute.IN_PORT))
     packet = read_packet(
         parts.get(_Attribute.PREFIX, b"").rstrip(b"\0").decode("ascii", "replace"),
-        _number(parts.get(_Attribute.UID)),
+        # Over a veth pair a packet keeps its sender's socket: on a bridge it would still show the container's own uid.
+        _number(parts.get(_Attribute.UID)) if link is None else None,
         None if link is None else link_name(link),
         parts.get(_Attribute.PAYLOAD, b""),
         None if port is None else link_name(port),

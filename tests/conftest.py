@@ -15,6 +15,7 @@ ON_THE_KERNEL = (
     "tests/end_to_end/",
     "tests/bypass/",
     "tests/clients/",
+    "tests/compose/",
     "tests/host/",
     "tests/console/",
     "tests/kubernetes/",

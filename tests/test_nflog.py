@@ -101,9 +101,10 @@ def test_a_message_says_who_sent_the_packet_and_where_it_came_in() -> None:
 
 
 def test_a_message_says_by_which_port_of_a_bridge() -> None:
-    (logged,) = read_datagram(message(ipv4(6, PORTS), uid=None, link=3, port=4), link_name)
+    """And not by whose uid: a container has its own."""
+    (logged,) = read_datagram(message(ipv4(6, PORTS), uid=0, link=3, port=4), link_name)
     assert logged.packet is not None
-    assert (logged.packet.in_link, logged.packet.in_port) == ("br-agents", "veth0")
+    assert (logged.packet.uid, logged.packet.in_link, logged.packet.in_port) == (None, "br-agents", "veth0")
 
 
 def _endpoint(address: str, port: int) -> tuple[ipaddress.IPv4Address, int]:

@@ -281,6 +281,18 @@ class Lab:
             seconds=result["time_total"],
         )
 
+    def add_namespace(self, ns: str) -> None:
+        """Make a further network namespace."""
+        self._inside.add(ns)
+
+    def ip(self, ns: str, *lines: str) -> None:
+        """Run ip commands in a namespace, written as `ip -batch` reads them. Raises LabError."""
+        self._inside.ip(ns, *lines)
+
+    def peer(self, ns: str) -> str:
+        """Return a namespace's name as ip(8) knows it, for the other end of a link."""
+        return self._inside.name(ns)
+
     def _must(self, argv: Sequence[str | Path], ns: str = "host", stdin: str = "") -> str:
         done = self.run(argv, ns=ns, stdin=stdin)
         if done.returncode:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 from deploy.demo.lab import DNS_PORT, PROXY_PORT, Lab
+from tests.containers import shown
 from tests.end_to_end.conftest import until
-from tests.kubernetes.pod import MANIFESTS, Pod, shown
+from tests.kubernetes.pod import MANIFESTS, Pod
 
 KNOWN_GOOD, UNKNOWN, KNOWN_BAD = "api.model.example", "docs.example", "paste.example"
 POLICY = (MANIFESTS / "sidecar" / "policy.yaml").read_text()

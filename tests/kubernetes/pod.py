@@ -1,15 +1,10 @@
 """A pod without a container engine: the commands, users, capabilities and volumes that a manifest names.
 
-Each container is a mount namespace in the lab's `host` network namespace: its volumes stand at their mountPath, its
-root folder is read-only where the manifest says so, and setpriv(1) leaves it the capabilities that an engine would: those
-under `add` for root, none for any other user. What is not imitated: the image (the checkout stands in its place) and
-seccomp.
+Each container (see tests/containers.py) is in the lab's `host` network namespace.
 """
 
-import shlex
 import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,45 +12,9 @@ import yaml
 
 from deploy.demo.lab import Lab
 from deploy.demo.namespaces import ROOT
+from tests.containers import Container, Volume
 
 MANIFESTS = ROOT / "deploy" / "kubernetes"
-IMAGE = "/opt/egress-policy"
-
-# $1 is a scratch folder, $2 the image's folder, $3 a checkout, $4 a virtual environment; then `name=path=ro|rw` of
-# each volume up to `--`, and the command. A folder is covered with an empty one into which what it held is bound.
-_CONTAINER = """
-set -eu
-scratch=$1 image=$2 checkout=$3 venv=$4; shift 4
-mount -t tmpfs scratch "$scratch"
-uncover() {
-    old=$scratch/$(echo "$1" | tr / _)
-    mkdir "$old" && mount --rbind "$1" "$old" && mount -t tmpfs -o mode=0755 covered "$1"
-    for entry in "$old"/* "$old"/.[!.]*; do
-        target=$1/${entry##*/}
-        if [ -L "$entry" ]; then cp -P "$entry" "$target"
-        elif [ -d "$entry" ]; then mkdir "$target" && mount --rbind "$entry" "$target"
-        elif [ -e "$entry" ]; then touch "$target" && mount --bind "$entry" "$target"
-        fi
-    done
-}
-for folder in /etc /opt; do uncover $folder; done
-for folder in /var/lib /var/log; do mount -t tmpfs -o mode=0755 empty $folder; done
-mkdir "$image"
-for part in addons egress_policy nft; do mkdir "$image/$part" && mount --rbind "$checkout/$part" "$image/$part"; done
-mkdir "$image/.venv" && mount --rbind "$venv" "$image/.venv"
-mount -t tmpfs -o mode=0755 empty /run
-while [ "$1" != -- ]; do
-    from=${1%%=*} rest=${1#*=}; at=${rest%=*} how=${rest##*=}
-    mkdir -p "$at" && mount --bind "$from" "$at" && mount -o "remount,bind,$how" "$at"
-    shift
-done
-shift
-if [ "$1" = ro ]; then
-    for folder in /etc /opt /var/lib /var/log /run /; do mount -o remount,bind,ro $folder; done
-fi
-shift
-exec "$@"
-"""
 
 
 class Pod:
@@ -97,29 +56,17 @@ class Pod:
         security = container["securityContext"]
         assert security["allowPrivilegeEscalation"] is False
         assert security["capabilities"]["drop"] == ["ALL"]
-        uid = security["runAsUser"] if user is None else user
-        # An engine gives added capabilities to root; another user has none of them after execve(2).
-        added = [f"+{cap.lower()}" for cap in security["capabilities"].get("add", [])] if uid == 0 else []
-        volumes = [
-            f"{self.volume(mount['name'])}={mount['mountPath']}={'ro' if mount.get('readOnly') else 'rw'}"
-            for mount in container["volumeMounts"]
-        ]
-        become = [
-            "setpriv",
-            f"--reuid={uid}",
-            f"--regid={uid}",
-            "--clear-groups",
-            "--inh-caps=-all",
-            "--ambient-caps=-all",
-            f"--bounding-set={','.join(['-all', *added])}",
-            "--no-new-privs",
-        ]
-        return [
-            *("unshare", "--mount", "--propagation", "private", "sh", "-c", _CONTAINER, "container"),
-            *(str(self._folder / "scratch"), IMAGE, str(ROOT), sys.prefix),
-            *(*volumes, "--", "ro" if security.get("readOnlyRootFilesystem") else "rw"),
-            *(*become, "env", "--chdir=/", *_environment(container), *argv),
-        ]
+        held = Container(
+            volumes=[
+                Volume(self.volume(mount["name"]), mount["mountPath"], bool(mount.get("readOnly")))
+                for mount in container["volumeMounts"]
+            ],
+            read_only=bool(security.get("readOnlyRootFilesystem")),
+            user=security["runAsUser"] if user is None else user,
+            added=security["capabilities"].get("add", []),
+            environment={one["name"]: one["value"] for one in container.get("env", [])},
+        )
+        return held.command(self._folder / "scratch", argv)
 
     def run(
         self, name: str, argv: Sequence[str] | None = None, user: int | None = None
@@ -132,16 +79,6 @@ class Pod:
     def start(self, name: str, *more: str) -> subprocess.Popen[bytes]:
         """Start a container's own command, with more arguments behind it."""
         return self.lab.start(self.command(name, [*self.container(name)["command"], *more]), log=name)
-
-
-def _environment(container: Mapping[str, Any]) -> list[str]:
-    """The variables of the manifest; PYTHONPATH is the lab's, and would show the checkout in another place."""
-    return ["--unset=PYTHONPATH", *(f"{one['name']}={one['value']}" for one in container.get("env", []))]
-
-
-def shown(done: subprocess.CompletedProcess[str]) -> str:
-    """A finished command, for an assertion's message."""
-    return f"{shlex.join(map(str, done.args))[-200:]} → {done.returncode}\n{done.stdout}{done.stderr}"
 
 
 def fetch(pod: Pod, url: str, *options: str, user: int | None = None) -> str:

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from egress_policy.policy_file import load
+from tests.containers import IMAGE
 from tests.export.schemas import errors
-from tests.kubernetes.pod import IMAGE, MANIFESTS
+from tests.kubernetes.pod import MANIFESTS
 
 ROOT = MANIFESTS.parents[1]
 FORMS = ("sidecar", "node")

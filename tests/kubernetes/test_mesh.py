@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.containers import shown
 from tests.end_to_end.conftest import until
 from tests.kubernetes.conftest import UNKNOWN
-from tests.kubernetes.pod import Pod, fetch, shown
+from tests.kubernetes.pod import Pod, fetch
 
 ENVOY = 1337
 ENVOY_PORT = 15001

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from deploy.demo.lab import PROXY
+from tests.containers import IMAGE, shown
 from tests.kubernetes.conftest import KNOWN_BAD, KNOWN_GOOD, UNKNOWN
-from tests.kubernetes.pod import IMAGE, Pod, fetch, shown
+from tests.kubernetes.pod import Pod, fetch
 
 NET_ADMIN = 1 << 12
 
