@@ -8,7 +8,7 @@ checked := egress_policy addons $(wildcard deploy tests benchmarks)
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help install uninstall demo test check bench schema golden lock clean set-up set-up-python set-up-tests
+.PHONY: help install uninstall demo test check bench schema golden pictures lock clean set-up set-up-python set-up-tests
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -46,6 +46,10 @@ golden: set-up-python ## write the exports' golden files anew, to be read as a d
 	    $(python) -m egress_policy export $$target --namespace agents --policy tests/export/golden/policy.yaml \
 	        > tests/export/golden/$$target.yaml 2>/dev/null || exit 1; \
 	done
+
+pictures: set-up-tests ## take the documentation's pictures of the console anew (needs optipng); as root
+	@$(python) -m tests.console.screenshots docs/images
+	optipng -quiet -o2 -strip all docs/images/console*.png
 
 lock: ## pin the dependencies of pyproject.toml anew (needs uv); LOCK=--upgrade takes the newest
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --extra dev --universal \

@@ -20,7 +20,7 @@ def open_doors(
     """Serve both, until the process ends; return the console, where there is one.
 
     Traffic is decided all the same where one cannot be served; what cannot be asked over the socket, `revoke` does
-    in the kernel.
+    in the kernel. So that is a warning: mitmproxy ends for an error that is logged while it starts.
     """
     authorizer = started.authorizer
     console = None
@@ -29,10 +29,10 @@ def open_doors(
         if port is not None:
             console = Console(port, operations, lambda: authorizer.policy, status, started.audit)
     except ControlError as error:
-        _logger.error("egress-policy: %s", error)
+        _logger.warning("egress-policy: %s", error)
     try:
         sign_in = None if console is None else console.sign_in
         serve(Path(settings.scope_control), operations, lambda: authorizer.policy, status, sign_in)
     except ControlError as error:
-        _logger.error("egress-policy: %s", error)
+        _logger.warning("egress-policy: %s", error)
     return console

@@ -75,7 +75,7 @@ function reconcile(list, items, keyOf, make) {
 }
 
 const socket = (host, port) => (host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`);
-const clock = (moment) => new Date(moment).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+const clock = (moment) => new Date(moment).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 const many = (count, one) => `${count} ${one}${count === 1 ? "" : "s"}`;
 
 function destination(text) {
@@ -184,7 +184,7 @@ function grantRow(one) {
   const row = element(
     "li", "",
     element("span", "", destination(where), addresses),
-    element("span", "who", `${one.scope} · ${one.agent} · ${one.intent}`),
+    element("span", "who", element("b", "", one.scope), `${one.agent} · ${one.intent}`),
     left,
     button("Revoke", `Revoke ${where} of ${one.scope}`, "danger", async () => {
       await ask("DELETE", `/v1/grants/${one.id}`);
@@ -196,6 +196,7 @@ function grantRow(one) {
   row.update = (now) => {
     write(addresses, now.addresses.join("  "));
     const ends = performance.now() + now.remaining * 1000;
+    left.title = `until ${clock(now.expires)}`;
     // Whole seconds come from the proxy; the count does not jump for a fraction of one.
     if (end === undefined || Math.abs(ends - end) > 1500) end = ends;
     row.tick();
@@ -321,9 +322,9 @@ function showChoices(rights, policy) {
     ? [{ kind: "all" }, ...policy.agents.map((name) => ({ kind: "agent", name })), ...policy.scopes.map((name) => ({ kind: "scope", name }))]
     : rights.scopes.map((name) => ({ kind: "scope", name }));
   const select = find("pause-what");
-  const wanted = targets.map((one) => JSON.stringify(one));
+  const wanted = ["", ...targets.map((one) => JSON.stringify(one))];
   if (wanted.join() === [...select.options].map((one) => one.value).join()) return;
-  select.replaceChildren(...targets.map((one) => new Option(visible(named(one)), JSON.stringify(one))));
+  select.replaceChildren(new Option("choose", ""), ...targets.map((one) => new Option(visible(named(one)), JSON.stringify(one))));
 }
 
 find("pause").addEventListener("submit", (event) => {

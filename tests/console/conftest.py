@@ -1,6 +1,7 @@
 """A laboratory with the console on, and a browser in it."""
 
 import json
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -21,8 +22,13 @@ def lab() -> Iterator[Lab]:
     with Lab(*NAMES) as lab:
         lab.write_policy(POLICY)
         lab.apply()
-        lab.start_proxy()
         yield lab
+
+
+@pytest.fixture(scope="module", autouse=True)
+def running(lab: Lab) -> list[subprocess.Popen[bytes]]:
+    """The proxy that runs, the last of them."""
+    return [lab.start_proxy()]
 
 
 @pytest.fixture(scope="module")

@@ -179,7 +179,7 @@ def test_an_owner_sees_the_own_scopes_alone(lab: Lab, page: Page) -> None:
     expect(page.locator("#who")).to_have_text(f"uid {OWNER} · owner of sandbox-alice")
     expect(page.locator("#grants li")).to_have_count(1)
     expect(page.locator("#grants li")).to_contain_text("sandbox-alice")
-    expect(page.locator("#pause-what option")).to_have_text(["scope sandbox-alice"])
+    expect(page.locator("#pause-what option")).to_have_text(["choose", "scope sandbox-alice"])
     expect(page.locator("#reached h3")).to_have_text(["sandbox-alice"])
     for section in ("#refused", "#reached"):
         expect(page.locator(section)).not_to_contain_text("bob")

@@ -123,6 +123,12 @@ def test_answers_are_as_described(lab: Lab, method: str, path: str, described: s
     jsonschema.validate(answer.json(), schema_of(method, described))
 
 
+def test_without_a_port_for_it_there_is_no_console(lab: Lab) -> None:
+    refused = ask(lab, "POST", "/v1/console")
+    assert (refused.status, "proxy.console_port" in refused.json()["detail"]) == (409, True)
+    assert ask(lab, "POST", "/v1/console", uid=ALICE).status == 403
+
+
 def test_who_asks_is_what_the_kernel_says(lab: Lab) -> None:
     roles = {uid: ask(lab, "GET", "/v1/whoami", uid=uid) for uid in (0, OPERATOR, OWNER, ALICE, OTHER)}
     assert [roles[uid].json().get("role") for uid in (0, OPERATOR, OWNER, ALICE)] == [
@@ -266,6 +272,23 @@ def test_root_is_not_led_elsewhere_by_a_link_in_the_proxy_s_folder(lab: Lab) -> 
     assert (refused.returncode, target.read_text()) == (1, "")
     assert "Permission denied" in refused.stderr
     log.unlink()
+
+
+def test_a_proxy_whose_socket_cannot_be_served_decides_all_the_same(
+    lab: Lab, running: list[subprocess.Popen[bytes]]
+) -> None:
+    stop(running)
+    lab.control_socket.unlink(missing_ok=True)
+    lab.control_socket.write_text("in the way")
+    try:
+        running.append(lab.start_proxy(log="unasked"))
+        assert lab.curl("https://a.example/", uid=ALICE, headers=ALICE_FIELD).status == 200
+        assert "is no socket" in lab.output("unasked")
+        assert running[-1].poll() is None
+    finally:
+        lab.control_socket.unlink()
+        stop(running)
+        running.append(lab.start_proxy())
 
 
 def test_a_user_cannot_use_up_the_proxy_s_connections(lab: Lab) -> None:
