@@ -21,7 +21,6 @@ from egress_policy.name_server import (
     Question,
     Reply,
     Ruling,
-    SyntheticAddresses,
     TrueAddresses,
     reply_to,
 )
@@ -81,14 +80,18 @@ class NameServer:
         self._authorizer = authorizer
         self._callers = callers
         self._known_good = known_good
-        self._synthetic = SyntheticAddresses()
+        self._synthetic = authorizer.synthetic
         self._true = TrueAddresses()
         self._recorded: dict[str, float] = {}
         self._looking_up = 0
 
-    def name_of(self, address: Address) -> str | None:
-        """Return the name for which agents were told an address."""
-        return self._synthetic.name_of(address) or self._true.name_of(address)
+    def name_of(self, address: Address, port: int | None = None) -> str | None:
+        """Return the name for which agents were told an address, or are led to it on a port."""
+        return (
+            self._authorizer.name_of(address, port)
+            or self._synthetic.name_of(address)
+            or self._true.name_of(address)
+        )
 
     async def answer(self, query: dns.DNSMessage, client: connection.Client) -> dns.DNSMessage:
         """Answer a query in what its transport and its sender can take."""

@@ -22,6 +22,7 @@ from egress_policy.firewall import (
     Elements,
     FirewallError,
     delete_now,
+    delete_ways_now,
     is_loaded,
     list_elements,
 )
@@ -162,6 +163,8 @@ def _take_over(authorizer: Authorizer, path: str) -> None:
     for one in grants:
         authorizer.take_over(one.grant, one.remaining)
     delete_now(DEVELOPER_SANDBOX, [(one.address, one.port) for one in unexplained])
+    # Which address stands for which name is not remembered: the next request under a grant opens its ports anew.
+    delete_ways_now(lambda _comment: True)
 
 
 def listening_modes(policy: Policy, settings: options.Options) -> tuple[str, ...]:

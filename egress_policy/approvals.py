@@ -117,6 +117,7 @@ class Approvals:
             one.is_approved,
             min(timedelta(seconds=left), _ONCE) if one.once else timedelta(seconds=left),
             one.by,
+            one.once,
         )
 
     def ask(self, key: Key, record: Record) -> None:

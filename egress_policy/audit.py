@@ -39,7 +39,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One line of the log; a field that does not apply is absent.
 
     `time` and `expires` are RFC 3339 in UTC, as timestamp() writes them; `ttl` is in seconds, `path` without
-    the query, `inspection` `name` where the decision rests on the TLS server's name alone, `claimed_agent` what the scope field says of itself, `by` the person who brought it about, `chain`
+    the query, `ports` a grant's further ones, `inspection` `name` where the decision rests on the TLS server's name alone, `claimed_agent` what the scope field says of itself, `by` the person who brought it about, `chain`
     the hash of the line before (audit_chain.py), which the log adds.
     """
 
@@ -57,6 +57,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     host: str | None = None
     port: int | None = None
     path: str | None = None
+    ports: tuple[int, ...] = ()
     addresses: tuple[str, ...] = ()
     trust: str | None = None
     inspection: str | None = None
@@ -81,7 +82,8 @@ _LIMITS = {"path": _LONGEST_PATH, "reason": _LONGEST_REASON}
 _TEXT_LIMITS = tuple(
     (name, _LIMITS.get(name, _LONGEST))
     for name in Record.__struct_fields__
-    if name not in {"uid", "port", "addresses", "ttl", "requests", "sent", "received", "duration", "status"}
+    if name
+    not in {"uid", "port", "ports", "addresses", "ttl", "requests", "sent", "received", "duration", "status"}
 )
 
 

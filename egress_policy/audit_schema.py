@@ -51,6 +51,7 @@ _KEYS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "host": ("name or address of the destination", {}),
     "port": ("of the destination", {"minimum": 0, "maximum": 65535}),
     "path": ("of the request, without its query", {}),
+    "ports": ("further ports that the grant opens to its agent, for raw TCP", {}),
     "addresses": ("of the destination", {}),
     "trust": ("the destination's level of trust", {}),
     "inspection": ("how the destination was inspected, where not in full", {"enum": [*Inspection]}),

@@ -24,10 +24,12 @@ from egress_policy.denial import Deny, DenyCode, Failure, FailureCode, Refusal
 from egress_policy.destination import Address, Destination
 from egress_policy.exchange import Exchange
 from egress_policy.firewall import DEVELOPER_SANDBOX, Elements, FirewallError, list_elements
-from egress_policy.grant import MAX_ADDRESSES, Grant, Resolution, issue_grant, why_not_given
+from egress_policy.grant import MAX_ADDRESSES, Grant, Resolution, Way, issue_grant, why_not_given
 from egress_policy.ledger import Ledger, LiveGrant
+from egress_policy.name_server import SyntheticAddresses
 from egress_policy.pauses import NOTHING
 from egress_policy.policy import MAX_TTL, Policy
+from egress_policy.raw_tcp import RawTcp
 from egress_policy.records import Asked, decision_record, element_comment, end_record, grant_record
 from egress_policy.resolver import ResolutionFailedError, Resolver
 from egress_policy.upstream import first_reachable
@@ -75,6 +77,7 @@ class Authorizer:
         self._clock = clock
         self._opening: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         self._kernel = asyncio.Lock()
+        self._raw_tcp = RawTcp(elements, self.ledger, clock)
 
     @property
     def standing(self) -> Standing:
@@ -101,6 +104,8 @@ class Authorizer:
                 opened = await self._open_approved(permit)
                 live, refusal = (opened, None) if isinstance(opened, LiveGrant) else (None, opened)
         verdict = self.put_on_record(asked, permit, live, refusal)
+        if verdict.live is not None and verdict.live.grant.ports:
+            await self._open_further(verdict.live, asked.caller)
         if isinstance(refusal, Deny) and refusal.code is DenyCode.PENDING_APPROVAL:
             self._ask(asked, verdict.record)
         return verdict
@@ -120,6 +125,15 @@ class Authorizer:
             live = None
         metrics.REQUESTS.labels(record.outcome or "", record.code or "").inc()
         return Verdict(record, permit, live)
+
+    @property
+    def synthetic(self) -> SyntheticAddresses:
+        """The addresses that agents are told in place of real ones."""
+        return self._raw_tcp.synthetic
+
+    def name_of(self, address: Address, port: int | None) -> str | None:
+        """Return the name whose further port a grant leads agents to at a real address."""
+        return self._raw_tcp.name_of(address, port)
 
     def is_live(self, key: Key) -> bool:
         """Tell whether a grant for this key is open."""
@@ -151,6 +165,7 @@ class Authorizer:
         for live in self.ledger.take_ended(self._clock()):
             self._record_end("expire", live.grant)
             self._on_end(live)
+            self._raw_tcp.forget(live.ways)
 
     async def end_in_time(self) -> None:
         """End each grant when its time is over. Runs until cancelled."""
@@ -189,6 +204,7 @@ class Authorizer:
             self._audit.write(grant_record("grant", grant, "shortened", by))
             self.ledger.add(live)
             await self._close_or_keep(_sockets(live))
+            await self._raw_tcp.close_or_keep(live.ways)
             return live
 
     async def take_back_paused(self, by: str) -> list[Grant]:
@@ -255,15 +271,18 @@ class Authorizer:
 
     async def _revoke(self, refused: Iterable[tuple[LiveGrant, str]], by: str | None = None) -> None:
         closed: set[tuple[Address, int]] = set()
+        ways: set[Way] = set()
         for live, why in refused:
             self.ledger.remove(live)
             self._record_end("revoke", live.grant, why, by)
             self._on_end(live)
             closed.update(_sockets(live))
-        try:
-            await self._close_or_keep(closed)
-        except FirewallError as error:
-            _logger.error("it stays open in the kernel until its time is over: %s", error)
+            ways.update(live.ways)
+        for close in (self._close_or_keep(closed), self._raw_tcp.close_or_keep(ways)):
+            try:
+                await close
+            except FirewallError as error:
+                _logger.error("it stays open in the kernel until its time is over: %s", error)
 
     async def _close_or_keep(self, sockets: AbstractSet[tuple[Address, int]]) -> None:
         """Give elements the time of the last grant that needs them, or delete them. Raises FirewallError."""
@@ -326,7 +345,7 @@ class Authorizer:
         if isinstance(opened, LiveGrant):
             current = [address for address in opened.grant.addresses if address in resolution.addresses]
             opened.pin = await first_reachable(current, destination.port)
-            opened.cnames = resolution.cnames
+            opened.cnames, opened.current = resolution.cnames, tuple(current)
             opened.fresh_until = self._clock() + resolution.ttl
         return opened
 
@@ -350,8 +369,23 @@ class Authorizer:
             return known
         # The name moved. What it led to before stays open to running transfers; the end stays where it was.
         addresses = (*added, *known.grant.addresses)[:MAX_ADDRESSES]
-        live = LiveGrant(replace(known.grant, addresses=addresses), known.deadline, 0.0, known.pin)
+        ports = tuple(port for port in known.grant.ports if port in issued.ports)
+        grant = replace(known.grant, addresses=addresses, ports=ports)
+        live = LiveGrant(grant, known.deadline, 0.0, known.pin, ways=known.ways)
         return await self._put_in_kernel(live, added)
+
+    async def _open_further(self, live: LiveGrant, caller: Caller) -> None:
+        """Open a grant's further ports to who has just made a request under it; the request goes on without them too."""
+        who = caller.source if caller.uid is None else caller.uid
+        if who is None or self._raw_tcp.are_open(self.policy, live, who):
+            return
+        async with self._kernel:
+            if self.ledger.find(live.key, self._clock()) is not live:
+                return
+            try:
+                await self._raw_tcp.open(self.policy, live, who)
+            except FirewallError as error:
+                _logger.error("egress-policy: a further port is not open: %s", error)
 
     async def _put_in_kernel(self, live: LiveGrant, addresses: Sequence[Address]) -> LiveGrant | Refusal:
         try:

@@ -48,11 +48,12 @@ type Key = tuple[str, str, str | None, Destination]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a person decided on a key, and for how long at most a grant may rest on it."""
+    """What a person decided on a key, and for how long at most a grant may rest on it; `once` is for one request."""
 
     is_approved: bool
     left: timedelta
     by: str
+    once: bool = False
 
 
 @dataclass(frozen=True, slots=True)

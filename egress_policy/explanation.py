@@ -111,7 +111,7 @@ async def explain_request(
     elif isinstance(refusal, Failure):
         findings[decision.Step.RESOLUTION] = ("failed", refusal.detail)
     else:
-        findings[decision.Step.GRANT] = ("unchecked", "explain opens nothing")
+        findings[decision.Step.GRANT] = ("unchecked", _unopened(grant))
     asked = Asked(
         caller,
         request,
@@ -126,6 +126,12 @@ async def explain_request(
             Step(step.value, name, *findings.get(step, ("not reached", ""))) for step, name in _NAMES.items()
         ),
     )
+
+
+def _unopened(grant: Grant | None) -> str:
+    ports = () if grant is None else grant.ports
+    further = f"; it would open port {', '.join(map(str, ports))} too" if ports else ""
+    return f"explain opens nothing{further}"
 
 
 async def _resolve(

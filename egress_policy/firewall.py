@@ -12,33 +12,34 @@ import os
 import shutil
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from socket import AF_INET, AF_INET6, inet_ntop
-from typing import Literal
+from typing import Any, Literal
 
 from pyroute2 import AsyncNFTSocket
-from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST
 from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.nfnetlink import nfgen_msg
-from pyroute2.netlink.nfnetlink.nftsocket import (
-    NFT_MSG_DELSETELEM,
-    NFT_MSG_NEWSETELEM,
-    nft_set_elem_list_msg,
-)
 
 from egress_policy.destination import Address, Network
+from egress_policy.element_messages import (
+    SETS_OF_WAYS,
+    TABLE,
+    Message,
+    anew,
+    gone,
+    members_of,
+    messages_of_way,
+    transaction,
+)
+from egress_policy.grant import Way
 from egress_policy.policy import Range
 
-TABLE = "egress-policy"
 _FAMILIES = ("inet", "bridge")
 """The families that have a table of ours."""
 DEVELOPER_SANDBOX = "developer-sandbox"
 KNOWN_GOOD_DOMAINS = "known-good-domains"
 
-MAX_COMMENT = 128
-"""Bytes of comment that nftables keeps with an element."""
 MAX_TIMEOUT = 24 * 3600.0
 
 _RULESET = Path(__file__).with_name("egress.nft")
@@ -47,13 +48,8 @@ _LINK_LOCAL = ipaddress.IPv6Network("fe80::/10")
 _PATIENCE = 3.0
 # 3,000 elements in one batch make pyroute2 raise struct.error; 1,000 work.
 _BATCH = 250
-_NFPROTO_INET = 1
-_NFNL_SUBSYS_NFTABLES = 10
-_NFNL_MSG_BATCH_BEGIN = 16
-_NFNL_MSG_BATCH_END = 17
 
 type Socket = tuple[Address, int]
-type _Attributes = list[tuple[str, object]]
 
 
 class FirewallError(Exception):
@@ -142,6 +138,22 @@ def delete_now(name: str, sockets: Sequence[Socket]) -> None:
         _nft(["-f", "-"], "".join(verbs))
 
 
+def delete_ways_now(unwanted: Callable[[str], bool]) -> None:
+    """Delete what leads to raw TCP, from where no event loop runs: what has an unwanted comment. Raises FirewallError."""
+    for name, kind in SETS_OF_WAYS.items():
+        listed = json.loads(_nft(["--json", "list", kind, "inet", TABLE, name]))
+        found = [one for entry in listed["nftables"] for one in entry.get(kind, {}).get("elem", ())]
+        # Added first, as in delete_now().
+        text = "".join(
+            f"{verb} element inet {TABLE} {name} {{ {_written(one)} }}\n"
+            for one in found
+            if unwanted(_key_of(one).get("comment", ""))
+            for verb in ("add", "delete")
+        )
+        if text:
+            _nft(["-f", "-"], text)
+
+
 def is_loaded(family: Literal["inet", "bridge"] = "inet") -> bool:
     """Tell whether the ruleset's table of a family is in the kernel. Raises FirewallError where nobody can tell."""
     listed = json.loads(_nft(["--json", "list", "tables", family]))
@@ -187,24 +199,37 @@ class Elements:
         if not 0 < timeout <= MAX_TIMEOUT:
             raise ValueError(f"a timeout of {timeout} seconds is not between 0 and 24 hours")
         for batch in _batches(name, sockets):
-            added = [(NFT_MSG_NEWSETELEM, _message(*part, timeout, comment)) for part in batch]
-            removed = [(NFT_MSG_DELSETELEM, _message(*part)) for part in batch]
-            await self._transact([*added, *removed, *added])
+            await self._transact(
+                [one for part in batch for one in anew(*members_of(*part), timeout, comment)]
+            )
 
     async def delete(self, name: str, sockets: Sequence[Socket]) -> None:
         """Delete elements; one that is not there is not missed. Raises FirewallError."""
         for batch in _batches(name, sockets):
-            # Deleting what is not there would fail the transaction: it is added first.
-            added = [(NFT_MSG_NEWSETELEM, _message(*part, 1.0)) for part in batch]
-            removed = [(NFT_MSG_DELSETELEM, _message(*part)) for part in batch]
-            await self._transact([*added, *removed])
+            await self._transact([one for part in batch for one in gone(*members_of(*part))])
 
-    async def _transact(self, messages: Sequence[tuple[int, _Attributes]]) -> None:
+    async def lead(
+        self,
+        way: Way,
+        left: float | None,
+        closed_left: float | None,
+        comment: str,
+        replaces: Address | None = None,
+    ) -> None:
+        """Open a way for so many seconds (at most 24 h), or close it with None, in one transaction.
+
+        `closed_left` is for the sockets of anybody on the same way that were closed. New connections are led to its
+        address in place of `replaces`, which may be the same; without that, only those that it has may go on.
+        Raises FirewallError.
+        """
+        await self._transact(messages_of_way(way, left, closed_left, comment, replaces))
+
+    async def _transact(self, messages: Sequence[Message]) -> None:
         # Whoever waits may be cancelled (his client left); the transaction goes on to its end. pyroute2 does not
         # bear being cancelled: interrupted while it opens its socket it opens another, and fails in closing both.
         await asyncio.shield(asyncio.ensure_future(self._in_turn(messages)))
 
-    async def _in_turn(self, messages: Sequence[tuple[int, _Attributes]]) -> None:
+    async def _in_turn(self, messages: Sequence[Message]) -> None:
         async with self._turn:
             try:
                 # Without CAP_NET_ADMIN pyroute2 waits for ever for an answer that it does not recognise.
@@ -214,17 +239,11 @@ class Elements:
                 self._close()
                 raise FirewallError(_why(error)) from error
 
-    async def _send(self, messages: Sequence[tuple[int, _Attributes]]) -> None:
+    async def _send(self, messages: Sequence[Message]) -> None:
         if self._socket is None:
             self._socket = AsyncNFTSocket()
             await self._socket.setup_endpoint()
-        async for _ in self._socket.nlm_request_batch(
-            [
-                _bound(_NFNL_MSG_BATCH_BEGIN),
-                *(_request(*one) for one in messages),
-                _bound(_NFNL_MSG_BATCH_END),
-            ]
-        ):
+        async for _ in self._socket.nlm_request_batch(transaction(messages)):
             pass
 
     def _close(self) -> None:
@@ -240,48 +259,6 @@ def _batches(name: str, sockets: Sequence[Socket]) -> Iterator[list[tuple[str, l
         for address, port in sockets[start : start + _BATCH]:
             families[name if address.version == 4 else f"{name}-ipv6"].append((address, port))
         yield list(families.items())
-
-
-def _message(
-    name: str, sockets: Sequence[Socket], timeout: float | None = None, comment: str = ""
-) -> _Attributes:
-    return [
-        ("NFTA_SET_ELEM_LIST_TABLE", TABLE),
-        ("NFTA_SET_ELEM_LIST_SET", name),
-        ("NFTA_SET_ELEM_LIST_ELEMENTS", [_element(socket, timeout, comment) for socket in sockets]),
-    ]
-
-
-def _element(socket: Socket, timeout: float | None, comment: str) -> dict[str, _Attributes]:
-    address, port = socket
-    # Every field of a concatenated key is padded to a multiple of 4 bytes.
-    key = address.packed + port.to_bytes(2) + bytes(2)
-    attributes: _Attributes = [("NFTA_SET_ELEM_KEY", {"attrs": [("NFTA_DATA_VALUE", key)]})]
-    if timeout is not None:
-        attributes.append(("NFTA_SET_ELEM_TIMEOUT", max(1, int(timeout * 1000))))
-    if comment:
-        cut = comment.encode()[:MAX_COMMENT].decode(errors="ignore")
-        attributes.append(("NFTA_SET_ELEM_USERDATA", [("NFTNL_UDATA_SET_ELEM_COMMENT", cut)]))
-    return {"attrs": attributes}
-
-
-def _request(kind: int, attributes: _Attributes) -> nft_set_elem_list_msg:
-    message = nft_set_elem_list_msg()
-    message["nfgen_family"] = _NFPROTO_INET
-    message["attrs"] = attributes
-    message["header"]["type"] = _NFNL_SUBSYS_NFTABLES << 8 | kind
-    message["header"]["flags"] = (
-        NLM_F_REQUEST | NLM_F_ACK | (NLM_F_CREATE if kind == NFT_MSG_NEWSETELEM else 0)
-    )
-    return message
-
-
-def _bound(kind: int) -> nfgen_msg:
-    message = nfgen_msg()
-    message["res_id"] = _NFNL_SUBSYS_NFTABLES
-    message["header"]["type"] = kind
-    message["header"]["flags"] = NLM_F_REQUEST
-    return message
 
 
 def _why(error: Exception) -> str:
@@ -330,6 +307,18 @@ def _list_one(name: str) -> Iterator[Element]:
                 element.get("comment", ""),
                 float(element.get("expires", 0)),
             )
+
+
+def _key_of(listed: Any) -> dict[str, Any]:  # noqa: ANN401 - nft's JSON
+    """Find an element's own part in what nft lists: a map's is listed with its value."""
+    key = listed[0] if isinstance(listed, list) else listed
+    found: dict[str, Any] = key.get("elem", {"val": key})
+    return found
+
+
+def _written(listed: Any) -> str:  # noqa: ANN401 - nft's JSON
+    key = " . ".join(map(str, _key_of(listed)["val"]["concat"]))
+    return f"{key} : {listed[1]}" if isinstance(listed, list) else key
 
 
 def _elements(ruleset: Ruleset) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from egress_policy.addresses import why_not_public
@@ -10,7 +10,7 @@ from egress_policy.decision import NOTHING_DECIDED, Permit, Standing, decide, in
 from egress_policy.denial import Deny, DenyCode
 from egress_policy.destination import Address, Destination
 from egress_policy.http_request import AccessRequest
-from egress_policy.policy import KNOWN_GOOD, Policy
+from egress_policy.policy import KNOWN_GOOD, DomainEntry, Inspection, Policy
 
 MAX_ADDRESSES = 16
 TLS_PORT = 443
@@ -28,7 +28,10 @@ class Resolution:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What is open in the kernel, for whom and until when (UTC). `scope` is `known-good` where none was needed."""
+    """What is open in the kernel, for whom and until when (UTC). `scope` is `known-good` where none was needed.
+
+    `ports` are further ports, which it opens to whoever of the agent makes a request under it.
+    """
 
     id: str
     agent: str
@@ -38,6 +41,20 @@ class Grant:
     addresses: tuple[Address, ...]
     issued: datetime
     expires: datetime
+    ports: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What a grant opens to a caller (a uid, or a container's address) on a further port of a name.
+
+    What the caller sends to the `dialled` address goes to `address`, of the same family.
+    """
+
+    caller: int | Address
+    dialled: Address
+    port: int
+    address: Address
 
 
 def issue_grant(
@@ -56,7 +73,34 @@ def issue_grant(
         addresses=resolution.addresses[:MAX_ADDRESSES],
         issued=now,
         expires=now + permit.ttl,
+        ports=further_ports(policy, permit, resolution),
     )
+
+
+def further_ports(policy: Policy, permit: Permit, resolution: Resolution) -> tuple[int, ...]:
+    """List the ports beside the proxy's that a permitted request opens to its agent, for raw TCP.
+
+    Nothing of what is sent there is seen, so the intent must not limit it, and an approval for one request is not for
+    them. Only a name has such ports: an address has no other that could stand for it.
+    """
+    host = permit.request.destination.host
+    if not isinstance(host, str) or (permit.answer is not None and permit.answer.once):
+        return ()
+    unseen = replace(permit, is_unseen=True)
+    return tuple(
+        port
+        for port, entry in sorted(policy.trust.entries_for_name(host).items())
+        if port not in policy.own_ports
+        and not _is_closed(policy, unseen, entry)
+        and why_addresses_denied(policy, resolution, port, unseen) is None
+    )
+
+
+def _is_closed(policy: Policy, unseen: Permit, entry: DomainEntry) -> bool:
+    """Tell whether an entry's ports stay closed to an agent itself, or are the kernel's without any grant."""
+    if entry.level == KNOWN_GOOD:
+        return entry.inspection is Inspection.NONE
+    return intent_denies(policy, unseen, entry.level) is not None
 
 
 def why_not_given(
@@ -87,10 +131,12 @@ def why_not_given(
         and grant.issued + decided.ttl < grant.expires
     ):
         return f"the policy gives it {decided.ttl.total_seconds():.0f} seconds at most"
-    denied = why_addresses_denied(
-        policy, Resolution(grant.addresses, cnames), grant.destination.port, decided
-    )
-    return None if denied is None else denied.detail
+    resolution = Resolution(grant.addresses, cnames)
+    denied = why_addresses_denied(policy, resolution, grant.destination.port, decided)
+    if denied is not None:
+        return denied.detail
+    closed = {*grant.ports} - {*further_ports(policy, decided, resolution)}
+    return f"it would not open port {min(closed)}" if closed else None
 
 
 def why_addresses_denied(

@@ -11,7 +11,8 @@ import struct
 from errno import ENOBUFS
 
 from egress_policy.destination import Address
-from egress_policy.firewall import DEVELOPER_SANDBOX, TABLE
+from egress_policy.element_messages import TABLE
+from egress_policy.firewall import DEVELOPER_SANDBOX
 from egress_policy.netlink import aligned, attributes
 
 type Socket = tuple[Address, int]

@@ -77,10 +77,10 @@ def senders_of(policy: Policy) -> Senders:
 class KernelReports:
     """Makes records of packets; the same sender, destination and port are one record a second, with a count.
 
-    `name_of` tells what name an address was given to agents for. `senders` may be replaced, with the policy.
+    `name_of` tells what name an address and port were given to agents for. `senders` may be replaced, with the policy.
     """
 
-    def __init__(self, senders: Senders, name_of: Callable[[Address], str | None]) -> None:
+    def __init__(self, senders: Senders, name_of: Callable[[Address, int | None], str | None]) -> None:
         self.senders = senders
         self._name_of = name_of
         self._repeats = {group: Repeats() for group in Group}
@@ -126,5 +126,10 @@ class KernelReports:
             detail = f"{where} was refused by the kernel"
         outcome = "permit" if group is Group.DIRECT else "deny"
         return kernel_record(
-            _EVENTS[group], outcome, detail, packet, agent, self._name_of(packet.destination)
+            _EVENTS[group],
+            outcome,
+            detail,
+            packet,
+            agent,
+            self._name_of(packet.destination, packet.destination_port),
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from egress_policy.accounts import as_owner_of
 from egress_policy.audit import AuditLog
 from egress_policy.audit_reading import read_records
-from egress_policy.firewall import DEVELOPER_SANDBOX, delete_now, list_elements
+from egress_policy.firewall import DEVELOPER_SANDBOX, delete_now, delete_ways_now, list_elements
 from egress_policy.grant import Grant
 from egress_policy.live_grants import match
 from egress_policy.records import grant_record
@@ -35,6 +35,8 @@ def revoke_in_kernel(audit: str, unwanted: Callable[[Grant], bool], why: str, by
     closed = {(address, grant.destination.port) for grant in ended for address in grant.addresses} - kept
     # Taken back first, whatever becomes of the record.
     delete_now(DEVELOPER_SANDBOX, sorted(closed, key=str))
+    ids = {grant.id for grant in ended}
+    delete_ways_now(lambda comment: comment.partition(" ")[0] in ids)
     if ended:
         with as_owner_of(Path(audit).parent):
             log = AuditLog(audit)

@@ -8,18 +8,19 @@ import heapq
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from egress_policy.decision import Key
 from egress_policy.destination import Address, Destination
-from egress_policy.grant import Grant
+from egress_policy.grant import Grant, Way
 
 
 @dataclass(slots=True)
 class LiveGrant:
     """A grant with its end (`deadline`) and the time until which its addresses are what DNS said (`fresh_until`).
 
-    `pin` is the address that the upstream connection goes to, `cnames` the names on the way to it.
+    `pin` is the address that the upstream connection goes to, `cnames` the names on the way to it, `current` what
+    DNS said last. `ways` are those to further ports.
     """
 
     grant: Grant
@@ -27,6 +28,8 @@ class LiveGrant:
     fresh_until: float
     pin: Address
     cnames: tuple[str, ...] = ()
+    current: tuple[Address, ...] = ()
+    ways: set[Way] = field(default_factory=set)
 
     @property
     def key(self) -> Key:

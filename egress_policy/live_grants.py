@@ -93,6 +93,7 @@ def _read(record: Record) -> Grant:
         intent=record.intent,
         destination=Destination(parse_host(_bracketed(record.host or "")), record.port or 0),
         addresses=tuple(ipaddress.ip_address(address) for address in record.addresses or ()),
+        ports=record.ports,
         issued=expires - timedelta(seconds=record.ttl or 0),
         expires=expires,
     )

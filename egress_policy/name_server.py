@@ -67,9 +67,14 @@ def reply_to(policy: Policy, question: Question) -> Ruling:
         return Ruling(Reply.DENY, name, f"the name is known-bad: {why_bad}")
     if not question.wants_address:
         return Ruling(Reply.NO_DATA, name, "only addresses are answered")
-    if any(entry.level == KNOWN_GOOD for entry in policy.trust.entries_for_name(name).values()):
+    if is_told_truly(policy, name):
         return Ruling(Reply.RESOLVE, name, "known-good")
     return Ruling(Reply.SYNTHETIC, name, "the look-up waits for a permitted request")
+
+
+def is_told_truly(policy: Policy, name: str) -> bool:
+    """Tell whether agents are told a name's real addresses: it is known-good on some port."""
+    return any(entry.level == KNOWN_GOOD for entry in policy.trust.entries_for_name(name).values())
 
 
 def direct_ports(policy: Policy, name: str) -> list[int]:
@@ -83,12 +88,16 @@ def direct_ports(policy: Policy, name: str) -> list[int]:
 
 @dataclass(slots=True)
 class _Holder:
-    """Who has a synthetic number: `given` when it was last told to an agent, `sole` from when on nobody else is meant."""
+    """Who has a synthetic number: `given` when it was last told to an agent, `sole` from when on nobody else is meant.
+
+    Until `held` it is nobody else's: the kernel leads from it to the name's own address.
+    """
 
     name: str
     number: int
     given: float
     sole: float
+    held: float = 0.0
 
 
 class SyntheticAddresses:
@@ -116,6 +125,12 @@ class SyntheticAddresses:
         self._by_name.move_to_end(name)
         return SYNTHETIC_IPV4[holder.number], SYNTHETIC_IPV6[holder.number]
 
+    def hold(self, name: str, seconds: float) -> None:
+        """Let a name keep its addresses for so long, whoever floods us with others."""
+        self.allocate(name)
+        holder = self._by_name[name]
+        holder.held = max(holder.held, self._clock() + seconds)
+
     def name_of(self, address: Address) -> str | None:
         """Return the name that a synthetic address stands for; None also where an agent may still mean another."""
         network = SYNTHETIC_IPV4 if address.version == 4 else SYNTHETIC_IPV6
@@ -125,7 +140,8 @@ class SyntheticAddresses:
     def _new_holder(self, name: str, now: float) -> _Holder:
         if len(self._by_name) < _CAPACITY:
             return _Holder(name, len(self._by_name) + 1, now, sole=now)
-        _, former = self._by_name.popitem(last=False)
+        oldest = next(holder.name for holder in self._by_name.values() if holder.held <= now)
+        former = self._by_name.pop(oldest)
         return _Holder(name, former.number, now, sole=former.given + SYNTHETIC_TTL)
 
 

@@ -285,6 +285,7 @@ def _shown(live: LiveGrant, left: float) -> dict[str, object]:
         "issued": timestamp(grant.issued),
         "expires": timestamp(grant.expires),
         "remaining": int(left),
+        **({"ports": list(grant.ports)} if grant.ports else {}),
     }
 
 

@@ -16,6 +16,7 @@ DEFAULT_INTENT = "default"
 
 MAX_TTL = timedelta(hours=24)
 WEB_PORTS = (80, 443)
+DNS_PORT = 53
 
 type Range = tuple[int, int]
 """Of uids or ports, both ends included."""
@@ -240,6 +241,13 @@ class Policy:
     trust: Trust = Trust()
     resolver: Resolver = Resolver()
     operators: tuple[str, ...] = ()
+
+    @property
+    def own_ports(self) -> frozenset[int]:
+        """The ports that agents are redirected from, or that are the proxy's own: no agent reaches them by itself."""
+        proxy = self.proxy
+        console = () if proxy.console_port is None else (proxy.console_port,)
+        return frozenset((*proxy.ports, proxy.port, proxy.dns_port, DNS_PORT, *console))
 
     def level_of(self, destination: Destination) -> str | None:
         """Name a destination's level of trust; None where no entry covers it and its port is not the proxy's."""

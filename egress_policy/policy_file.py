@@ -38,6 +38,7 @@ from egress_policy.policy_document import AgentDocument, EntryDocument, PolicyDo
 from egress_policy.policy_include import Sources
 from egress_policy.policy_source import Place, PolicyError, PolicyFileError
 from egress_policy.policy_tests import why_unexpected
+from egress_policy.unreached_entries import warn_of_unreached
 from egress_policy.written_request import head_of
 
 _LOOPBACK = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
@@ -111,7 +112,7 @@ def _read(path: Path, today: date, feeds: FeedFiles, instead: Mapping[Path, byte
             "give each a link of its own, or name the bridge's `port` that each is behind",
         )
     _check_needed(sources, policy)
-    _check_unseen(sources, document, policy)
+    warn_of_unreached(sources, document, policy)
     return Loaded(
         policy=policy,
         version=sources.version,
@@ -144,31 +145,6 @@ def _check_needed(source: Sources, policy: Policy) -> None:
         why = policy.trust.known_bad.why_address(address)
         if why is not None:
             source.warning(("trust", KNOWN_BAD), f"{why} covers {address}: {what}")
-
-
-def _check_unseen(source: Sources, document: PolicyDocument, policy: Policy) -> None:
-    """Warn of entries whose inspection is by name, and whom nobody reaches so."""
-    for level, entries in document.trust.items():
-        for index, entry in enumerate(entries):
-            path = ("trust", level, index, "inspection")
-            if entry.inspection is not Inspection.NAME:
-                continue
-            if entry.cidr is not None:
-                source.warning(path, "an address has no name in TLS: what is sent to it is decrypted")
-            elif level != KNOWN_GOOD:
-                rule = policy.intents.get(DEFAULT_INTENT, {}).get(level)
-                if rule is None or rule.is_limited:
-                    source.warning(
-                        path,
-                        f"nobody reaches it by TLS: no header is seen there, and intent {DEFAULT_INTENT} "
-                        + ("may not reach" if rule is None else "limits methods or bodies of")
-                        + f" {level} destinations",
-                    )
-                elif not any(agent.default_scope for agent in policy.agents.values()):
-                    source.warning(
-                        path,
-                        "nobody reaches it by TLS: no header is seen there, and no agent has a default_scope",
-                    )
 
 
 class _Builder:

@@ -75,6 +75,10 @@ def access(policy: Policy, actor: Actor, destination: Destination) -> Access | N
     ):
         return None
     inspection = Inspection.FULL if entry is None else entry.inspection
+    is_direct = level == KNOWN_GOOD and inspection is Inspection.NONE
+    is_further = destination.port not in policy.proxy.ports and not is_direct
+    if is_further and not _has_a_grant(policy, actor, destination):
+        return None
     if level == KNOWN_GOOD:
         # With a scope or without.
         return Access(level, inspection=inspection)
@@ -91,8 +95,21 @@ def access(policy: Policy, actor: Actor, destination: Destination) -> Access | N
         is_default = (scope, intent) == (policy.agents[agent].default_scope, DEFAULT_INTENT)
         if not is_default or rule.is_limited:
             return None
+    if is_further:
+        if rule.is_limited:
+            return None
+        inspection = Inspection.NONE
     ttl = min(rule.ttl, sandbox.max_ttl)
     return Access(level, rule.methods, rule.max_body, ttl, rule.needs_approval, inspection)
+
+
+def _has_a_grant(policy: Policy, actor: Actor, destination: Destination) -> bool:
+    """Tell whether a further port of a destination can be had: with a grant for its name, on a port of the proxy's."""
+    return (
+        isinstance(destination.host, str)
+        and destination.port not in policy.own_ports
+        and any(access(policy, actor, Destination(destination.host, port)) for port in policy.proxy.ports)
+    )
 
 
 def changes(old: Policy, new: Policy) -> list[Change]:

@@ -82,6 +82,7 @@ def grant_record(event: str, grant: Grant, detail: str | None = None, by: str | 
         intent=grant.intent,
         host=str(grant.destination.host),
         port=grant.destination.port,
+        ports=grant.ports,
         addresses=tuple(str(address) for address in grant.addresses),
         detail=detail,
         ttl=int((grant.expires - grant.issued).total_seconds()),

@@ -59,7 +59,7 @@ ROOMS = {
     "cryptography": {"trial_server", "trust_files"},
     "prometheus_client": {"metrics"},
     "dns": {"resolver"},
-    "pyroute2": {"firewall", "caller", "socket_owner", "nflog"},
+    "pyroute2": {"element_messages", "firewall", "caller", "socket_owner", "nflog"},
     "click": {"cli"},
     "rich": {"cli"},
     "yaml": {"export", "policy_document", "policy_edit", "policy_file", "policy_source"},

@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ from egress_policy.audit_reading import read_records
 from egress_policy.authorizer import Authorizer
 from egress_policy.caller import Caller
 from egress_policy.denial import Deny, DenyCode
-from egress_policy.destination import Address, Destination
+from egress_policy.destination import Address, Destination, HostPattern
 from egress_policy.firewall import MAX_TIMEOUT, Elements, FirewallError
-from egress_policy.grant import Resolution
+from egress_policy.grant import Resolution, Way
 from egress_policy.http_request import AccessRequest
 from egress_policy.ledger import LiveGrant
+from egress_policy.policy import DomainEntry, IntentRule, Trust
 from egress_policy.records import Asked
 from egress_policy.resolver import ResolutionFailedError, Resolver
 from tests.policies import NAMESERVER, policy
@@ -32,6 +34,8 @@ class FakeElements(Elements):
         self.held: dict[tuple[Address, int], tuple[float, str]] = {}
         self.calls = 0
         self.refuse = False
+        self.ways: dict[Way, float] = {}
+        self.refuse_ways = False
 
     async def insert(
         self, name: str, sockets: Sequence[tuple[Address, int]], timeout: float, comment: str
@@ -44,6 +48,28 @@ class FakeElements(Elements):
         if self.refuse:
             raise FirewallError("told to refuse")
         self.held.update(dict.fromkeys(sockets, (timeout, comment)))
+
+    async def lead(
+        self,
+        way: Way,
+        left: float | None,
+        closed_left: float | None,
+        comment: str,
+        replaces: Address | None = None,
+    ) -> None:
+        assert left is None or 0 < left <= MAX_TIMEOUT
+        await asyncio.sleep(0)
+        if self.refuse_ways:
+            raise FirewallError("told to refuse")
+        if left is None:
+            self.ways.pop(way, None)
+        else:
+            self.ways[way] = left
+
+    async def delete(self, name: str, sockets: Sequence[tuple[Address, int]]) -> None:
+        assert name == "developer-sandbox"
+        for one in sockets:
+            self.held.pop(one, None)
 
 
 class FakeResolver(Resolver):
@@ -260,3 +286,75 @@ async def test_a_grant_taken_over_keeps_its_id_and_is_looked_up_again(world: Wor
     successor.now += 60
     successor.authorizer.end_due()
     assert [record.id for record in world.records("expire")] == [live.grant.id]
+
+
+# Further ports, which a level of GIT has.
+
+GIT = replace(
+    policy(),
+    trust=Trust((DomainEntry(HostPattern("git.example"), "internal", (443, 22)),)),
+    intents={"default": {"internal": IntentRule()}, "reading": {"internal": IntentRule(frozenset({"GET"}))}},
+)
+
+
+def callers(world: World) -> set[object]:
+    return {way.caller for way in world.elements.ways}
+
+
+async def test_a_grant_s_further_ports_are_opened_to_each_uid_that_asks(world: World) -> None:
+    world.authorizer.policy = GIT
+    assert await world.ask("git.example") == "permit"
+    assert callers(world) == {61001}
+    assert world.records("grant")[0].ports == (22,)
+    request = AccessRequest("alice", Destination("git.example", 443), (b"sandbox-alice",), "GET", "/", 0)
+    await world.authorizer.authorize(Asked(Caller("alice", uid=61009), request))
+    assert callers(world) == {61001, 61009}
+    assert len(world.records("grant")) == 1
+
+
+async def test_an_intent_with_limits_opens_none(world: World) -> None:
+    world.authorizer.policy = GIT
+    assert await world.ask("git.example", b"sandbox-alice;intent=reading") == "permit"
+    assert callers(world) == set()
+    assert world.records("grant")[0].ports == ()
+
+
+async def test_a_request_goes_on_where_its_further_ports_cannot_be_opened(world: World) -> None:
+    world.authorizer.policy, world.elements.refuse_ways = GIT, True
+    assert await world.ask("git.example") == "permit"
+    world.elements.refuse_ways = False
+    assert await world.ask("git.example") == "permit"
+    assert callers(world) == {61001}
+
+
+async def test_a_further_port_is_not_opened_by_what_is_not_on_record(world: World) -> None:
+    """A second uid's request under a grant that is there already."""
+    world.authorizer.policy, world.elements.refuse_ways = GIT, True
+    await world.ask("git.example")
+    world.elements.refuse_ways = False
+    world.path.unlink()
+    world.path.mkdir()
+    assert await world.ask("git.example") == "audit_failed"
+    assert callers(world) == set()
+
+
+async def test_what_is_shortened_or_revoked_is_so_on_its_further_ports(world: World) -> None:
+    world.authorizer.policy = GIT
+    await world.ask("git.example")
+    (live,) = world.authorizer.ledger
+    await world.authorizer.shorten(live.grant.id, 60, "root")
+    assert set(world.elements.ways.values()) == {60.0}
+    await world.authorizer.revoke(lambda _grant: True, "revoked", "root")
+    assert world.elements.ways == {}
+
+
+async def test_a_grant_taken_over_opens_its_further_ports_anew(world: World) -> None:
+    world.authorizer.policy = GIT
+    await world.ask("git.example")
+    (live,) = world.authorizer.ledger
+    successor = World(world.path)
+    successor.authorizer.policy = GIT
+    successor.authorizer.take_over(live.grant, 60.0)
+    assert callers(successor) == set()
+    assert await successor.ask("git.example") == "permit"
+    assert callers(successor) == {61001}

@@ -1,6 +1,7 @@
 """What a name leads to is checked as a whole: one bad address or alias denies the answer (step 10)."""
 
 import ipaddress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -8,17 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from egress_policy.addresses import why_not_public
-from egress_policy.decision import Permit
+from egress_policy.decision import Answer, Permit
 from egress_policy.denial import Deny, DenyCode
-from egress_policy.destination import Address, Destination, parse_pattern
+from egress_policy.destination import Address, Destination, parse_host, parse_pattern
 from egress_policy.feed import parse_feed
-from egress_policy.grant import Grant, Resolution, issue_grant, why_addresses_denied
+from egress_policy.grant import Grant, Resolution, issue_grant, why_addresses_denied, why_not_given
 from egress_policy.http_request import AccessRequest
 from egress_policy.policy import (
     KNOWN_GOOD,
     UNKNOWN,
     Agent,
     CidrEntry,
+    DomainEntry,
+    Inspection,
     IntentRule,
     KnownBad,
     Policy,
@@ -268,3 +271,107 @@ def test_no_answer_opens_what_is_neither_public_nor_an_entrys(addresses: list[Ad
         for address in addresses:
             assert POLICY.trust.known_bad.why_address(address) is None
             assert why_not_public(address) is None or POLICY.trust.cidr_for(address, 443) is not None
+
+
+# Further ports: of names on these levels, with what the intents of FURTHER may do there.
+
+FURTHER = replace(
+    POLICY,
+    intents={
+        "default": {
+            UNKNOWN: IntentRule(),
+            "vetted": IntentRule(),
+            "reading": IntentRule(frozenset({"GET"})),
+            "small": IntentRule(max_body=0),
+            "asking": IntentRule(needs_approval=True),
+        }
+    },
+    trust=replace(
+        POLICY.trust,
+        domains=(
+            DomainEntry(parse_pattern("git.test"), "vetted", (443, 2222, 22)),
+            DomainEntry(parse_pattern("*.git.test"), "vetted", (443, 22)),
+            DomainEntry(parse_pattern("own.test"), "vetted", (80, 443, 53, 8080, 8053)),
+            DomainEntry(parse_pattern("mixed.test"), "reading", (443, 22)),
+            DomainEntry(parse_pattern("mixed.test"), "vetted", (23,)),
+            DomainEntry(parse_pattern("mixed.test"), "small", (24,)),
+            DomainEntry(parse_pattern("mixed.test"), "asking", (25,)),
+            DomainEntry(parse_pattern("mixed.test"), "closed", (26,)),
+            DomainEntry(parse_pattern("mixed.test"), KNOWN_GOOD, (27,), Inspection.NAME),
+            DomainEntry(parse_pattern("mixed.test"), KNOWN_GOOD, (28,), Inspection.NONE),
+        ),
+        cidrs=(*POLICY.trust.cidrs, CidrEntry(ipaddress.ip_network("10.4.0.0/16"), "vetted", (443, 22))),
+    ),
+)
+
+
+def asked_for(host: str, method: str = "GET") -> Permit:
+    given = permit(method)
+    return replace(given, request=replace(given.request, destination=Destination(parse_host(host), 443)))
+
+
+@pytest.mark.parametrize(
+    ("given", "led_to", "ports"),
+    [
+        pytest.param(asked_for("git.test"), "8.8.8.8", (22, 2222), id="those of the entry, in order"),
+        pytest.param(asked_for("a.git.test"), "8.8.8.8", (22,), id="those of a wildcard"),
+        pytest.param(asked_for("git.test", "PURGE"), "8.8.8.8", (22, 2222), id="whatever the method was"),
+        pytest.param(asked_for("x.test"), "8.8.8.8", (), id="none of unknown"),
+        pytest.param(asked_for("own.test"), "8.8.8.8", (), id="none of the proxy's own"),
+        pytest.param(asked_for("mixed.test"), "8.8.8.8", (23, 27), id="each by its own entry"),
+        pytest.param(
+            replace(asked_for("mixed.test"), answer=Answer(True, timedelta(hours=1), "alice")), "8.8.8.8",
+            (23, 25, 27), id="an approval holds for them",
+        ),
+        pytest.param(
+            replace(asked_for("mixed.test"), answer=Answer(True, timedelta(hours=1), "alice", once=True)), "8.8.8.8",
+            (), id="one for one request does not",
+        ),
+        pytest.param(
+            replace(asked_for("mixed.test"), level=KNOWN_GOOD, scope=None, intent=None), "8.8.8.8", (27,),
+            id="known-good opens known-good",
+        ),
+        pytest.param(asked_for("git.test"), "10.4.0.1", (22,), id="those that the address's entry has"),
+        pytest.param(asked_for("10.4.0.1"), "10.4.0.1", (), id="an address has none"),
+    ],
+)  # fmt: skip
+def test_further_ports_are_those_of_which_nothing_need_be_seen(
+    given: Permit, led_to: str, ports: tuple[int, ...]
+) -> None:
+    grant = issue_grant(FURTHER, given, answer(led_to), ID, NOW)
+    assert isinstance(grant, Grant)
+    assert grant.ports == ports
+
+
+def test_a_policy_that_would_not_open_a_port_does_not_give_the_grant_that_did() -> None:
+    grant = issue_grant(FURTHER, asked_for("git.test"), answer("8.8.8.8"), ID, NOW)
+    assert isinstance(grant, Grant)
+    assert why_not_given(FURTHER, grant, (), {}) is None
+    entry = DomainEntry(parse_pattern("git.test"), "vetted", (443, 2222))
+    fewer = replace(FURTHER, trust=replace(FURTHER.trust, domains=(entry,)))
+    assert why_not_given(fewer, grant, (), {}) == "it would not open port 22"
+    limits = {"default": {"vetted": IntentRule(frozenset({"GET"}))}}
+    assert why_not_given(replace(FURTHER, intents=limits), grant, (), {}) == "it would not open port 22"
+
+
+@pytest.mark.parametrize(
+    ("scope", "intent", "is_given"), [("alice", "default", True), ("alice", "free", False)]
+)
+def test_what_is_inspected_by_name_now_is_given_to_the_default_scope_and_intent_alone(
+    scope: str, intent: str, is_given: bool
+) -> None:
+    agents = {"alice-claude": replace(POLICY.agents["alice-claude"], default_scope="sandbox-alice")}
+    entry = DomainEntry(parse_pattern("x.test"), "vetted", inspection=Inspection.NAME)
+    named = replace(
+        POLICY,
+        agents=agents,
+        trust=Trust((entry,)),
+        intents={intent: {"vetted": IntentRule()} for intent in ("default", "free")},
+    )
+    grant = Grant(
+        ID, "alice-claude", f"sandbox-{scope}", intent, Destination("x.test", 443),
+        (ipaddress.ip_address("8.8.8.8"),), NOW, NOW + timedelta(hours=1),
+    )  # fmt: skip
+    why = why_not_given(named, grant, (), {})
+    assert (why is None) == is_given
+    assert is_given or "inspected by name now" in str(why)

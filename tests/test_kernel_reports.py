@@ -32,7 +32,7 @@ SENDERS = Senders(
 BRIDGED = replace(CONTAINERS, in_link="br-shared", source=ipaddress.ip_address("10.87.0.2"))
 
 
-def name_of(address: Address) -> str | None:
+def name_of(address: Address, _port: int | None) -> str | None:
     return "host.example" if address == SYNTHETIC else None
 
 

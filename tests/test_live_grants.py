@@ -43,6 +43,12 @@ def test_a_grant_on_record_that_the_kernel_holds_is_live_with_all_that_is_known_
     assert unexplained == []
 
 
+def test_a_grant_s_further_ports_are_on_record() -> None:
+    grant = replace(GRANT, ports=(22, 2222))
+    ((held,), _) = match([grant_record("grant", grant)], [element(grant, IPV4)], NOW)
+    assert held.grant.ports == (22, 2222)
+
+
 def test_neither_the_record_nor_the_kernel_is_outlived() -> None:
     record = grant_record("grant", GRANT)
     (by_kernel,), _ = match([record], [element(GRANT, IPV4, 60.0)], NOW)

@@ -479,6 +479,31 @@ def test_what_nobody_reaches_by_name_is_warned_of(
         assert (warned or "?") in one.message
 
 
+@pytest.mark.parametrize(
+    ("entry", "warned"),
+    [
+        ("vetted: [{domain: a.example, ports: [443, 22]}]", None),
+        ("reading: [{domain: a.example, ports: [443, 22]}]", "port 22 opens with no intent"),
+        ("other: [{domain: a.example, ports: [443, 22]}]", "port 22 opens with no intent"),
+        ("vetted: [{domain: a.example, ports: [443, 8080]}]", "port 8080 is the proxy's own or DNS's"),
+        ("known-good: [{domain: a.example, ports: [443, 22]}]", "port 22 opens to an agent after a request"),
+        ("known-good: [{cidr: 192.0.2.0/24, ports: [443, 22]}]", None),
+        ("reading: [{cidr: 10.0.0.0/8, ports: [443, 22]}]", None),
+    ],
+)
+def test_a_further_port_that_nobody_reaches_is_warned_of(
+    write: Write, entry: str, warned: str | None
+) -> None:
+    level = entry.partition(":")[0]
+    others = "".join(f", {one}: []" for one in ("vetted", "reading", "other") if one != level)
+    intents = "{default: {vetted: {}, reading: {methods: [GET]}}, small: {reading: {max_body: 0}}}"
+    loaded = load(write(f"version: 1\ntrust: {{{entry}{others}}}\nintents: {intents}\n"))
+    assert len(loaded.warnings) == (warned is not None)
+    for one in loaded.warnings:
+        assert (one.path, one.line) == (f"trust.{level}[0].ports[1]", 2)
+        assert (warned or "?") in one.message
+
+
 def test_a_shared_link_is_warned_of(write: Write) -> None:
     """Two addresses on one link are no error, but no barrier either."""
     agents = "".join(

@@ -3,6 +3,7 @@
 import ipaddress
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -147,3 +148,32 @@ def test_who_is_no_longer_held_is_told() -> None:
     assert no_longer_held(old, BASE) == [("box", "10.0.0.2/32 on br0"), ("pool", "2001-2010")]
     assert no_longer_held(BASE, old) == []
     assert no_longer_held(BASE, renamed) == [("bob", "61002")]
+
+
+@pytest.mark.parametrize(
+    ("entry", "intent", "seen"),
+    [
+        (DomainEntry(HostPattern("a.test"), "vetted", (443, 22)), "default", Inspection.NONE),
+        (DomainEntry(HostPattern("a.test"), "vetted", (22,)), "default", None),
+        (DomainEntry(HostPattern("a.test"), "vetted", (443, 8080)), "default", None),
+        (DomainEntry(HostPattern("a.test"), "limited", (443, 22)), "default", None),
+        (DomainEntry(HostPattern("a.test"), "known-good", (443, 22)), "default", Inspection.FULL),
+    ],
+    ids=["with a grant", "without", "the proxy's own", "limited", "known-good"],
+)
+def test_a_further_port_is_reached_with_a_grant_for_its_name(
+    entry: DomainEntry, intent: str, seen: Inspection | None
+) -> None:
+    intents = {"default": {"vetted": IntentRule(), "limited": IntentRule(frozenset({"GET"}))}}
+    one = replace(BASE, trust=Trust((entry,)), intents=intents)
+    (port,) = {22, 8080} & {*entry.ports}
+    found = access(one, ("alice", "sandbox-alice", intent), Destination("a.test", port))
+    assert (None if found is None else found.inspection) == seen
+
+
+def test_an_address_has_no_further_ports() -> None:
+    trust = Trust(cidrs=(CidrEntry(ipaddress.ip_network("10.1.0.0/16"), "internal", (443, 22)),))
+    actor = ("alice", "sandbox-alice", "develop")
+    host = ipaddress.ip_address("10.1.0.1")
+    assert access(replace(BASE, trust=trust), actor, Destination(host, 443)) is not None
+    assert access(replace(BASE, trust=trust), actor, Destination(host, 22)) is None

@@ -26,7 +26,7 @@ _INTERVAL = 1.0
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One line of the table; `agent` is unknown where the log does not explain an element."""
+    """One line of the table; `agent` is unknown where the log does not explain an element, `ports` are further ones."""
 
     id: str
     scope: str
@@ -36,6 +36,7 @@ class _Row:
     port: int
     expires: str
     remaining: int
+    ports: list[int]
 
 
 @click.command(epilog="Example: egress-policy grants --json | jq '.[].host'")
@@ -78,7 +79,7 @@ def _of_proxy(control: Path) -> list[_Row]:
         listed = call(control, "GET", "/v1/grants")
     except (ControlRefusedError, ControlUnreachableError) as error:
         raise click.ClickException(str(error)) from None
-    return [_Row(**{name: one[name] for name in _Row.__slots__}) for one in listed]
+    return [_Row(**{name: one.get(name, []) for name in _Row.__slots__}) for one in listed]
 
 
 def _of_kernel(audit: str) -> list[_Row]:
@@ -106,6 +107,7 @@ def _of_grant(held: HeldGrant) -> _Row:
         port=grant.destination.port,
         expires=timestamp(grant.expires),
         remaining=int(held.remaining),
+        ports=list(grant.ports),
     )
 
 
@@ -120,11 +122,13 @@ def _of_element(element: Element, now: datetime) -> _Row:
         port=element.port,
         expires=timestamp(now + timedelta(seconds=element.remaining)),
         remaining=int(element.remaining),
+        ports=[],
     )
 
 
 def _as_dict(row: _Row) -> dict[str, object]:
-    return {name: getattr(row, name) for name in _Row.__slots__}
+    shown = {name: getattr(row, name) for name in _Row.__slots__}
+    return shown if row.ports else {name: value for name, value in shown.items() if name != "ports"}
 
 
 def _table(rows: list[_Row]) -> Table:
@@ -136,5 +140,6 @@ def _table(rows: list[_Row]) -> Table:
     for row in rows:
         left = str(timedelta(seconds=row.remaining))
         addresses = " ".join(row.addresses)
-        table.add_row(left, row.scope, row.agent or "?", row.host, str(row.port), addresses, row.id[:8])
+        ports = " ".join(map(str, (row.port, *row.ports)))
+        table.add_row(left, row.scope, row.agent or "?", row.host, ports, addresses, row.id[:8])
     return table

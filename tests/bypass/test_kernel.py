@@ -19,6 +19,19 @@ while True:
     peer, _ = server.accept()
     print(peer.recv(100).decode(), flush=True)
 """
+# Sends over one connection for as long as it is answered.
+TALK = """
+import socket, sys, time
+try:
+    client = socket.create_connection((sys.argv[1], 22), timeout=5)
+    while True:
+        client.send(b"?")
+        assert client.recv(100)
+        print("alive", flush=True)
+        time.sleep(0.1)
+except OSError as error:
+    print(type(error).__name__, flush=True)
+"""
 
 
 @attempt(
@@ -151,6 +164,53 @@ def test_an_open_address_is_the_proxys_alone(world: World, uid: int) -> None:
         before = [world.lab.packets_to(address, 443) for address in world.lab.addresses(host)]
         assert {reply.end for reply in world.send(host, 443, "", uid=uid)} == {"ECONNREFUSED"}
         assert [world.lab.packets_to(address, 443) for address in world.lab.addresses(host)] == before
+
+
+@attempt(
+    70,
+    "Dial a further port (SSH) of a name by its real address, with a grant for the name or without",
+    outcome="refused at once: the agent with the grant is led there from the address that it was told",
+    barriers=KERNEL,
+    works_without=True,
+)
+@pytest.mark.parametrize("uid", [ALICE, BOB])
+def test_a_further_port_by_its_real_address(world: World, uid: int) -> None:
+    host = world.further_name()
+    world.grant(host)
+    ended = {reply.end for reply in world.send(host, 22, "", uid=uid)}
+    reached = [world.lab.packets_to(address, 22) > 0 for address in world.lab.addresses(host)]
+    assert reached == [not world.barriers] * 2
+    if world.barriers:
+        assert ended == {"ECONNREFUSED"}
+        # For alice it is open all the same.
+        replies = world.send(world.told(host), 22, "", patience=2)
+        assert {one.answer for one in replies} == {"SSH-2.0-demo\r\n"}
+
+
+@attempt(
+    71,
+    "Take another agent's way to a further port, or go on there after the grant was revoked",
+    outcome="refused at once; cut when the grant ends",
+    barriers=KERNEL,
+)
+def test_a_further_port_after_its_grant(world: World) -> None:
+    host, marker = world.further_name(), world.marker()
+    world.grant(host)
+    told = world.told(host)
+    running = world.lab.start([sys.executable, "-c", TALK, told[0]], uid=ALICE, log=marker)
+    try:
+        assert until(lambda: "alive" in world.lab.output(marker))
+        assert {one.end for one in world.send(told, 22, "", uid=BOB)} == {"ECONNREFUSED"}
+        assert {one.end for one in world.send(told, 23, "")} == {"ECONNREFUSED"}
+        revoked = world.lab.egress_policy("revoke", "--host", host, "--audit", world.lab.audit_file,
+                                          "--control", world.lab.control_socket)  # fmt: skip
+        assert revoked.returncode == 0, revoked.stderr
+        assert running.wait(20) == 0
+        assert "Connection" in world.lab.output(marker)
+    finally:
+        running.kill()
+        running.wait(10)
+    assert {one.end for one in world.send(told, 22, "")} == {"ECONNREFUSED"}
 
 
 @attempt(

@@ -3,7 +3,7 @@
 from tests.bypass.attempts import attempts
 from tests.bypass.table import PAGE, with_table
 
-ROWS = 69
+ROWS = 71
 
 
 def test_every_way_around_is_tried_and_each_number_stands_for_one() -> None:

@@ -50,6 +50,8 @@ trust:
     - {{cidr: 66.0.0.0/8}}
   listed:
     - {{cidr: 45.90.200.0/24}}
+  further:
+    - {{domain: "*.further.example", ports: [443, 22]}}
 intents:
   default:
     listed: {{}}
@@ -58,9 +60,15 @@ intents:
     unknown: {{max_body: 64KiB, ttl: 4h}}
   free:
     listed: {{}}
+    further: {{}}
     unknown: {{}}
 """
 _FENCE = "fence.example"
+_RESOLVE = """
+import socket, sys
+for family in (socket.AF_INET, socket.AF_INET6):
+    print(socket.getaddrinfo(sys.argv[1], 22, family, socket.SOCK_STREAM)[0][4][0])
+"""
 _RAW_ORIGINS = """
 table inet raw-origin {
 	map ports { type ipv4_addr . inet_service : inet_service; }
@@ -159,6 +167,16 @@ class World:
         name = f"n{next(self._numbers)}.example"
         self.lab.add_name(name, *addresses, **records)
         return name
+
+    def further_name(self) -> str:
+        """Add a name of one's own that has the further port 22."""
+        name = f"n{next(self._numbers)}.further.example"
+        self.lab.add_name(name)
+        return name
+
+    def told(self, name: str, uid: int = ALICE) -> list[str]:
+        """Return the addresses that an agent is told for a name: IPv4, then IPv6."""
+        return self.lab.python(_RESOLVE, name, uid=uid).stdout.split()
 
     def raw_name(self, *, tls: bool = True) -> str:
         """Add a name of one's own whose origin keeps every byte; see tests/end_to_end/raw_origin.py.

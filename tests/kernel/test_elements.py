@@ -5,7 +5,9 @@ import ipaddress
 import json
 import os
 import re
+import subprocess
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 
 import pytest
 
@@ -19,9 +21,11 @@ from egress_policy.firewall import (
     apply,
     compose,
     delete_now,
+    delete_ways_now,
     is_loaded,
     list_elements,
 )
+from egress_policy.grant import Way
 
 RULESET = Ruleset(61000, 8080, 8053, (80, 443))
 IPV4, IPV6 = ipaddress.ip_address("93.184.216.34"), ipaddress.ip_address("2a00:1450::1")
@@ -138,6 +142,107 @@ def test_grants_survive_a_reload(inside: Inside) -> None:
     held = inside(loaded(work))
     assert isinstance(held, list)
     assert len(held) == 1
+
+
+def listed_ways() -> dict[str, list[str]]:
+    """What the kernel holds for raw TCP, as nft writes it, by set."""
+    text = subprocess.run(
+        ["nft", "list", "table", "inet", "egress-policy"], capture_output=True, text=True, check=True
+    ).stdout
+    found = re.findall(r"(?:map|set) (raw-tcp\S*) {[^}]*elements = {([^}]*)}", text)
+    return {name: [" ".join(one.split()) for one in elements.split(",")] for name, elements in found}
+
+
+def led(work: Callable[[Elements], Coroutine[object, object, None]]) -> Callable[[], object]:
+    def run() -> object:
+        apply(RULESET)
+
+        async def main() -> None:
+            await work(Elements())
+
+        asyncio.run(main())
+        return listed_ways()
+
+    return run
+
+
+SYNTHETIC4, SYNTHETIC6 = ipaddress.ip_address("198.18.0.1"), ipaddress.ip_address("2001:2:0:ffff::1")
+WAYS = {
+    "uid": Way(61001, SYNTHETIC4, 22, IPV4),
+    "uid, IPv6": Way(61001, SYNTHETIC6, 22, IPV6),
+    "container": Way(ipaddress.ip_address("10.88.0.2"), SYNTHETIC4, 22, IPV4),
+    "container, IPv6": Way(ipaddress.ip_address("fd88::2"), SYNTHETIC6, 22, IPV6),
+}
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_a_way_is_one_caller_s_from_one_address_and_port_to_one_address(inside: Inside, kind: str) -> None:
+    way = WAYS[kind]
+
+    async def work(elements: Elements) -> None:
+        await elements.lead(way, 60, 90, "1 sandbox-alice a.example", way.address)
+
+    held = inside(led(work))
+    assert isinstance(held, dict)
+    suffix = "-ipv6" if way.dialled.version == 6 else ""
+    name = "raw-tcp" if isinstance(way.caller, int) else "raw-tcp-sources"
+    place = f"{way.dialled} . 22"
+    expected = {
+        f"{name}{suffix}": (f"{way.caller} . {place}", f" : {way.address}", "1m"),
+        f"{name}-permitted{suffix}": (f"{way.caller} . {place} . {way.address}", "", "1m"),
+    }
+    if isinstance(way.caller, int):
+        expected[f"raw-tcp-closed{suffix}"] = (f"{place} . {way.address}", "", "1m30s")
+    assert held.keys() == expected.keys()
+    for name, (key, value, timeout) in expected.items():
+        (element,) = held[name]
+        pattern = f'{re.escape(key)} timeout {timeout} expires \\S+ comment "1 sandbox-alice a.example"'
+        assert re.fullmatch(pattern + re.escape(value), element), element
+
+
+def test_a_way_that_changes_its_address_keeps_what_may_go_on(inside: Inside) -> None:
+    old = WAYS["uid"]
+    new = replace(old, address=ipaddress.ip_address("93.184.216.35"))
+
+    async def work(elements: Elements) -> None:
+        await elements.lead(old, 60, 60, "1 x y", old.address)
+        await elements.lead(new, 60, 60, "1 x y", old.address)
+
+    held = inside(led(work))
+    assert isinstance(held, dict)
+    assert [one.rpartition(" ")[2] for one in held["raw-tcp"]] == [str(new.address)]
+    assert len(held["raw-tcp-permitted"]) == len(held["raw-tcp-closed"]) == 2
+
+
+def test_a_way_is_closed_for_one_and_kept_for_the_closed_sockets_of_another(inside: Inside) -> None:
+    way = WAYS["uid"]
+
+    async def work(elements: Elements) -> None:
+        await elements.lead(way, 60, 60, "1 x y", way.address)
+        for _ in range(2):  # what is gone is not missed
+            await elements.lead(way, None, 30, "2 x y", way.address)
+
+    held = inside(led(work))
+    assert isinstance(held, dict)
+    assert held.keys() == {"raw-tcp-closed"}
+    (element,) = held["raw-tcp-closed"]
+    assert "timeout 30s" in element
+    assert 'comment "2 x y"' in element
+
+
+def test_unwanted_ways_are_deleted_by_their_comments(inside: Inside) -> None:
+    async def work(elements: Elements) -> None:
+        for way in WAYS.values():
+            await elements.lead(way, 60, 60, "1 sandbox-alice a.example", way.address)
+        kept = replace(WAYS["uid"], port=2222)
+        await elements.lead(kept, 60, 60, "2 sandbox-alice a.example", kept.address)
+        delete_ways_now(lambda comment: comment.startswith("1 "))
+
+    held = inside(led(work))
+    assert isinstance(held, dict)
+    assert held.keys() == {"raw-tcp", "raw-tcp-permitted", "raw-tcp-closed"}
+    assert all(" . 2222" in element for elements in held.values() for element in elements)
+    assert all(len(elements) == 1 for elements in held.values())
 
 
 def test_without_the_ruleset_an_insert_fails_and_says_what_to_do(inside: Inside) -> None:

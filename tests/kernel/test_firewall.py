@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from egress_policy.destination import Network
+from egress_policy.element_messages import MAX_COMMENT
 from egress_policy.firewall import (
     DEVELOPER_SANDBOX,
     KNOWN_GOOD_DOMAINS,
-    MAX_COMMENT,
     Elements,
     FirewallError,
     Ruleset,

@@ -16,6 +16,7 @@ from typing import Any
 SILENCE = 0.3
 """Seconds after which a packet is taken to be lost; where one is refused, nobody waits."""
 
+_IPV6_FREEBIND = 78
 _NETLINK_NETFILTER = 12
 _NFULNL = 4 << 8
 _NFULA_PREFIX = 10
@@ -33,6 +34,18 @@ def connect(address: str, port: int, source: str = "") -> str:
             return client.recv(64).decode() or "closed"
         except OSError as error:
             return _failure(error)
+
+
+def connect_from_anywhere(address: str, port: int, source: str) -> str:
+    """Connect by TCP from an address that need not be this host's."""
+    with _socket(address, socket.SOCK_STREAM) as client:
+        try:
+            client.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+            client.bind((source, 0))
+            client.connect(_place(address, port))
+        except OSError as error:
+            return _failure(error)
+        return "connected"
 
 
 def shake_hands(address: str, port: int) -> str:

@@ -15,6 +15,7 @@ from tests.kernel.rules.world import (
     BOX,
     BYSTANDER,
     CONSOLE_PORT,
+    DIALLED,
     DNS_PORT,
     FAMILIES,
     GATEWAY,
@@ -29,14 +30,18 @@ from tests.kernel.rules.world import (
     OTHER_GATEWAY,
     PROXY,
     PROXY_PORT,
+    RAW,
+    RAW_PORT,
     RULESET,
     TAKEN,
     UNKNOWN,
     World,
     insert,
+    load,
     remove,
     rules,
     setting,
+    way,
     without,
 )
 
@@ -175,6 +180,20 @@ def closed(uid: int, name: str, address: str) -> Probe:
     return probe
 
 
+def closed_raw(family: Family) -> Probe:
+    """Close a connection to a further port that still has data to send."""
+
+    def probe(world: World) -> object:
+        world.call("host", 0, load, way(AGENT, LATE_PORT, RAW[family]))
+        with (
+            world.begin("net", 0, probes.take_late, RAW[family], LATE_PORT) as peer,
+            world.begin("host", AGENT, probes.send_and_close, DIALLED[family], LATE_PORT),
+        ):
+            return peer.next()
+
+    return probe
+
+
 def in_turn(*parts: Probe) -> Probe:
     """Do one after the other."""
     return lambda world: [part(world) for part in parts]
@@ -214,6 +233,12 @@ def _cases() -> Iterator[Case]:
                   dial("host", AGENT, NAMED[v], 443), "net")  # fmt: skip
         web = "tcp dport $proxy_ports redirect to :$proxy_port"
         yield one("to-proxy", web, f"{v}", dial("host", AGENT, unknown, 80), "proxy")
+
+        to_raw = f"{ip} daddr . tcp dport map @raw-tcp"
+        yield one("to-proxy", f"dnat {ip} to meta skuid . {to_raw}{suffix}", "",
+                  dial("host", AGENT, DIALLED[v], RAW_PORT), "net")  # fmt: skip
+        yield one("to-proxy", f"iifname @agent-links dnat {ip} to {ip} saddr . {to_raw}-sources{suffix}", "",
+                  dial("box", 0, DIALLED[v], RAW_PORT), "net")  # fmt: skip
 
         yield one("sources", "iifname != @agent-links accept", f"{v}",
                   dial("host", BYSTANDER, unknown, 443), "net")  # fmt: skip
@@ -262,6 +287,10 @@ def _cases() -> Iterator[Case]:
                   dial("host", AGENT, unknown, 8443), REFUSED)  # fmt: skip
         yield one("output", "meta skuid $proxy_uid ct label set 97 goto proxy-egress", f"{v}",
                   dial("host", PROXY, unknown, 443), REFUSED)  # fmt: skip
+
+        raw = f"ct original {ip} daddr . tcp dport . {ip} daddr @raw-tcp"
+        yield one("output", f"ct label 96 {ip} daddr != @known-bad-ipv{v} {raw}-closed{suffix} accept", "",
+                  closed_raw(v), "the end")  # fmt: skip
 
         for label, chain, uid, name in ((96, "agent-egress", AGENT, f"known-good-ipv{v}"),
                                         (97, "proxy-egress", PROXY, f"developer-sandbox{suffix}")):  # fmt: skip
@@ -316,6 +345,11 @@ def _cases() -> Iterator[Case]:
                   dial("host", AGENT, local, 9000), "local")  # fmt: skip
         yield one("agent-permitted", f"{ip} daddr . tcp dport @known-good-ipv{v} goto direct", "",
                   dial("host", AGENT, good, 443), "net")  # fmt: skip
+        yield one("agent-permitted", f"meta skuid . {raw}-permitted{suffix} goto direct", "",
+                  dial("host", AGENT, DIALLED[v], RAW_PORT), "net")  # fmt: skip
+        yield one("agent-permitted",
+                  f"iifname @agent-links {ip} saddr . {raw}-sources-permitted{suffix} goto direct", "",
+                  dial("box", 0, DIALLED[v], RAW_PORT), "net")  # fmt: skip
         connection = f"{ip} saddr . tcp sport . {ip} daddr . tcp dport"
         update = f"update @direct-connections{suffix} {{ {connection} }}"
         yield one("agent-permitted",

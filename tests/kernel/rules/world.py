@@ -24,6 +24,7 @@ GOOD = {4: "93.184.216.34", 6: "2a00:1450::1"}
 NAMED = {4: "93.184.216.35", 6: "2a00:1450::2"}
 GRANTED = {4: "93.184.216.36", 6: "2a00:1450::3"}
 NEIGHBOUR = {4: "93.184.216.37", 6: "2a00:1450::4"}
+RAW = {4: "93.184.216.38", 6: "2a00:1450::5"}
 UNKNOWN = {4: "93.184.216.99", 6: "2a00:1450::99"}
 BAD = {4: "66.6.6.6", 6: "2a0f:6666::6"}
 NAMESERVER = {4: "9.9.9.9", 6: "2620:fe::fe"}
@@ -42,11 +43,15 @@ RIGHT = {4: "10.91.0.3", 6: "fd91::3"}
 THIRD = {4: "10.91.0.4", 6: "fd91::4"}
 BRIDGE = {4: "10.91.0.1", 6: "fd91::1"}
 
+# What agents are told for the name of RAW, and the port on which the kernel leads there.
+DIALLED = {4: "198.18.0.1", 6: "2001:2:0:ffff::1"}
+RAW_PORT = 22
+
 # Addresses that `other-box` has taken beside its own: nobody's, and `box`'s.
 TAKEN = {4: "10.90.2.77", 6: "fd90:2::77"}
 
 LOCAL_NAMESERVER_PORT = 5300
-INTERNET = (GOOD, NAMED, GRANTED, NEIGHBOUR, UNKNOWN, BAD, NAMESERVER)
+INTERNET = (GOOD, NAMED, GRANTED, NEIGHBOUR, RAW, UNKNOWN, BAD, NAMESERVER)
 FAMILIES = (4, 6)
 
 _START_PATIENCE = 20.0
@@ -146,9 +151,31 @@ def _timed(name: str, address: str, port: int, timeout: str) -> str:
     )
 
 
+def way(caller: int | str, port: int, address: str, *, verb: str = "add", closed: bool = True) -> str:
+    """Write what leads a caller (a uid, or a container's address) from DIALLED to an address, and lets it go on there.
+
+    With the verb `delete` all of it must be there. `closed` is for sockets that were closed.
+    """
+    version = 6 if ":" in address else 4
+    suffix, name = (
+        ("-ipv6" if version == 6 else ""),
+        ("raw-tcp" if isinstance(caller, int) else "raw-tcp-sources"),
+    )
+    key = f"{DIALLED[version]} . {port}"
+    elements = [
+        (f"{name}{suffix}", f"{caller} . {key} : {address}"),
+        (f"{name}-permitted{suffix}", f"{caller} . {key} . {address}"),
+    ]
+    if isinstance(caller, int) and closed:
+        elements.append((f"raw-tcp-closed{suffix}", f"{key} . {address}"))
+    return "".join(f"{verb} element inet egress-policy {name} {{ {one} }}\n" for name, one in elements)
+
+
 _TIMED = "".join(
     _timed("known-good-domains", NAMED[family], 443, "1h")
     + _timed("developer-sandbox", GRANTED[family], 443, "1h")
+    + way(AGENT, RAW_PORT, RAW[family])
+    + way(BOX[family], RAW_PORT, RAW[family])
     for family in FAMILIES
 )
 
