@@ -36,7 +36,7 @@ _CLIENTS: dict[str, Sequence[str]] = {
 }
 # Where others than root find programs: root's own PATH may lead to what they cannot reach.
 _PATH = "/usr/local/bin:/usr/bin:/bin"
-_PATIENCE = 20.0
+_PATIENCE = 30.0
 _AT_ONCE = 4
 _MAX_REASON = 200
 

@@ -70,7 +70,7 @@ class Host:
         )
         done = subprocess.run(
             ["unshare", "-m", "-n", "sh", "-c", script],
-            capture_output=True, text=True, timeout=60, check=False, cwd=PROJECT,
+            capture_output=True, text=True, timeout=180, check=False, cwd=PROJECT,
         )  # fmt: skip
         found: list[dict[str, str]] = json.loads(done.stdout or "null")
         assert found, done.stderr

@@ -103,9 +103,9 @@ class World:
         return {name.lower() for one in self.requests(path) for name, _ in one["headers"]}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    """One lab for all: the policy in force, the proxy running, the trust kit written by root."""
+    """A lab for each module: the policy in force, the proxy running, the trust kit written by root."""
     with Lab(ECHO, NAMED, BAD, FILES, GRPC) as lab:
         lab.write_policy(POLICY)
         lab.apply()

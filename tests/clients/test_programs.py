@@ -1,11 +1,11 @@
-"""Programs that agents write: Python's clients, Node, Java, WebSocket, gRPC and events."""
+"""Programs that agents write or start: Python's clients, Node, Java, WebSocket, gRPC, events, a browser."""
 
 import json
 import sys
 
 import pytest
 
-from deploy.demo.lab import ALICE
+from deploy.demo.lab import ALICE, BOB
 from tests.clients.conftest import ECHO, FIELD, FILES, GRPC, World, succeeded
 from tests.clients.origin import ECHO as SERVICE
 
@@ -130,25 +130,22 @@ def test_events_arrive_as_they_are_sent(world: World) -> None:
 
 
 CALLS = """
-import sys, grpc
+import queue, sys, grpc
 target, service, scope = sys.argv[1:]
 fields = (("x-agent-scope", scope),)
 channel = grpc.secure_channel(target, grpc.ssl_channel_credentials())
 answer, call = channel.unary_unary(f"{service}/Once").with_call(b"one", metadata=fields, timeout=30)
 print(answer, dict(call.trailing_metadata())["sent-after"])
 print(list(channel.unary_stream(f"{service}/Thrice")(b"more", metadata=fields, timeout=30)))
-sent = []
+answers = queue.SimpleQueue()
 def messages():
     for number in range(3):
-        sent.append(number)
         yield str(number).encode()
-        while len(heard) <= number:
-            more.wait(30)
-import threading
-more, heard = threading.Event(), []
+        answers.get(timeout=30)
+heard = []
 for message in channel.stream_stream(f"{service}/Talk")(messages(), metadata=fields, timeout=30):
     heard.append(message)
-    more.set()
+    answers.put(message)
 print(heard)
 try:
     print(list(channel.stream_stream(f"{service}/Talk")(iter([b"fail"]), metadata=fields, timeout=30)))
@@ -168,3 +165,29 @@ def test_grpc(world: World) -> None:
     for call in ("Once", "Thrice", "Talk"):
         assert world.requests(f"{SERVICE}/{call}")
         assert "x-agent-scope" not in world.fields(f"{SERVICE}/{call}")
+
+
+BROWSE = (
+    "--headless",
+    "--no-sandbox",  # its own needs user namespaces, which an agent without new privileges may not have
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--user-data-dir=profile",
+    "--dump-dom",
+)
+CERTIFICATE_REFUSED = "ERR_CERT_AUTHORITY_INVALID"
+
+
+def test_chromium(world: World) -> None:
+    """It reads no variable, but a database in the user's home (NSS): before and after the step that `env` prints."""
+    url = f"https://{ECHO}/chromium"
+    refused = world.run("chromium", *BROWSE, url)
+    assert not world.requests("/chromium")
+    assert CERTIFICATE_REFUSED in refused.stdout + refused.stderr
+    (step,) = [line.partition(": ")[2] for line in world.printed[BOB].splitlines() if "certutil" in line]
+    succeeded(world.run("sh", "-c", step))
+    shown = succeeded(world.run("chromium", *BROWSE, url))
+    assert '"path": "/chromium"' in shown
+    assert world.requests("/chromium")

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from egress_policy.policy_file import load
+from egress_policy.trust_kit import TrustFiles, variables
 from tests.containers import IMAGE
 from tests.export.schemas import errors
 from tests.kubernetes.pod import MANIFESTS
@@ -117,6 +118,12 @@ def test_the_ruleset_is_first_and_the_agent_last() -> None:
     assert proxy["restartPolicy"] == "Always"
     assert proxy["startupProbe"]["exec"]
     assert proxy["livenessProbe"]["exec"]
+
+
+def test_the_agent_s_variables_are_those_that_env_prints() -> None:
+    (agent,) = [one for one in containers("sidecar") if one["name"] == "agent"]
+    (mount,) = mounts_of("sidecar", "agent")
+    assert {one["name"]: one["value"] for one in agent["env"]} == variables(TrustFiles(Path(mount) / "kit"))
 
 
 def test_the_agent_shares_nothing_with_the_proxy() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploy.demo.lab import PROXY
+from egress_policy.trust_kit import TrustFiles
 from tests.containers import IMAGE, shown
 from tests.kubernetes.conftest import KNOWN_BAD, KNOWN_GOOD, UNKNOWN
 from tests.kubernetes.pod import Pod, fetch
@@ -65,11 +66,13 @@ def test_the_agent_sees_the_public_certificate_only(running: Pod) -> None:
     """Not the folder with the key, not the audit log, not the control socket."""
     (trust,) = running.container("agent")["volumeMounts"]
     done = running.run(
-        "agent", ["ls", trust["mountPath"], "/var/lib/egress-policy", "/var/log/egress-policy"]
+        "agent", ["ls", f"{trust['mountPath']}/kit", "/var/lib/egress-policy", "/var/log/egress-policy"]
     )
-    assert done.stdout.split() == [f"{trust['mountPath']}:", "bundle.pem", "ca.pem"]
-    assert "PRIVATE KEY" not in (running.volume("trust") / "bundle.pem").read_text()
-    assert running.run("agent", ["touch", f"{trust['mountPath']}/ca.pem"]).returncode != 0
+    written = TrustFiles(running.volume("trust") / "kit")
+    files = {written.authority, written.bundle, written.java, written.wget, written.apt}
+    assert done.stdout.split() == [f"{trust['mountPath']}/kit:", *sorted(file.name for file in files)]
+    assert not any(b"PRIVATE KEY" in file.read_bytes() for file in files)
+    assert running.run("agent", ["touch", f"{trust['mountPath']}/kit/ca.pem"]).returncode != 0
     assert "PRIVATE KEY" in (running.volume("ca") / "mitmproxy-ca.pem").read_text()
 
 
