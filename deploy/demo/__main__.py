@@ -93,9 +93,13 @@ class Demo:
         time.sleep(2)
         second = self._time_left()
         yield first is not None and second is not None and first - second > 1, "its time runs down"
-        self._scene.run("root", ["tail", "-n", "2", "audit/audit.jsonl"], form=spaced_json)
+        self._scene.run("root", ["tail", "-n", "3", "audit/audit.jsonl"], form=spaced_json)
         events = [(record["event"], record.get("outcome")) for record in self._lab.audit()[-2:]]
         yield events == [("grant", None), ("decision", "permit")], "the grant and the decision are on record"
+        yield (
+            [end["status"] for end in self._lab.ends()] == [200],
+            "and what was exchanged, when the connection had closed",
+        )
 
     def _foreign_scope(self) -> Checks:
         denied = self._scene.curl(
