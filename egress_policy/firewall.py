@@ -42,6 +42,9 @@ KNOWN_GOOD_DOMAINS = "known-good-domains"
 
 MAX_TIMEOUT = 24 * 3600.0
 
+_NAT_PRIORITY = -100
+"""Of our chains that redirect."""
+_LIST_RULES = ("--stateless", "--terse", "list", "table", "inet", TABLE)
 _RULESET = Path(__file__).with_name("egress.nft")
 _BRIDGES = "# --- Bridges:"
 _LINK_LOCAL = ipaddress.IPv6Network("fe80::/10")
@@ -160,6 +163,39 @@ def is_loaded(family: Literal["inet", "bridge"] = "inet") -> bool:
     return any(one.get("table", {}).get("name") == TABLE for one in listed["nftables"])
 
 
+def list_rules() -> str:
+    """List our table as nft(8) writes it, without elements and counters. Raises FirewallError."""
+    return _nft([*_LIST_RULES])
+
+
+def rules_of(ruleset: Ruleset) -> str:
+    """Say what list_rules() lists once a ruleset is loaded, by loading it into a network namespace of its own.
+
+    Needs root. Raises FirewallError: the kernel lacks something that the ruleset needs.
+    """
+    script = 'nft=$1; shift; "$nft" -f - && exec "$nft" "$@"'
+    command = ["unshare", "--net", "sh", "-c", script, "sh", _nft_program(), *_LIST_RULES]
+    done = subprocess.run(command, input=compose(ruleset), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise FirewallError(done.stderr.strip()[:500] or "nft(8) failed")
+    return done.stdout
+
+
+def nat_chains_before_ours() -> list[str]:
+    """List the chains of other tables that translate packets before ours do. Raises FirewallError."""
+    chains = [
+        one["chain"] for one in json.loads(_nft(["--json", "list", "chains"]))["nftables"] if "chain" in one
+    ]
+    return [
+        f"chain {chain['family']} {chain['table']} {chain['name']}"
+        for chain in chains
+        if chain["table"] != TABLE
+        and chain.get("type") == "nat"
+        and chain["hook"] in {"output", "prerouting"}
+        if chain["prio"] < _NAT_PRIORITY
+    ]
+
+
 def remove_tables() -> list[str]:
     """Take our tables out of the kernel, and return what they were. Raises FirewallError."""
     listed = json.loads(_nft(["--json", "list", "tables"]))["nftables"]
@@ -276,10 +312,9 @@ def _why(error: Exception) -> str:
 
 
 def _nft(arguments: Sequence[str], text: str | None = None) -> str:
-    program = shutil.which("nft", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    if program is None:
-        raise FirewallError("nft(8) is not installed: install the package `nftables`")
-    done = subprocess.run([program, *arguments], input=text, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [_nft_program(), *arguments], input=text, capture_output=True, text=True, check=False
+    )
     if done.returncode == 0:
         return done.stdout
     complaint = done.stderr.strip()
@@ -292,6 +327,13 @@ def _nft(arguments: Sequence[str], text: str | None = None) -> str:
     if "No such file or directory" in complaint:
         raise FirewallError("the ruleset is not in the kernel: run `egress-policy apply`")
     raise FirewallError(f"nft(8) did not take the ruleset; nothing was changed:\n{complaint[:2000]}")
+
+
+def _nft_program() -> str:
+    program = shutil.which("nft", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if program is None:
+        raise FirewallError("nft(8) is not installed: install the package `nftables`")
+    return program
 
 
 def _list_one(name: str) -> Iterator[Element]:

@@ -14,7 +14,10 @@ import egress_policy
 from egress_policy.accounts import AccountError, proxy_uid, resolve_agents
 from egress_policy.cli.client_trials import try_clients
 from egress_policy.cli.finding import Finding, Result
+from egress_policy.cli.helpers import helpers
+from egress_policy.cli.kernel_state import kernel_state
 from egress_policy.cli.options import audit_option, json_option, policy_option, trust_option
+from egress_policy.cli.other_firewalls import other_firewalls
 from egress_policy.cli.permissions import Holder, secret, tamper_proof
 from egress_policy.cli.trust_probes import browsers, trust_kit, validity
 from egress_policy.cli.ways_around import (
@@ -97,8 +100,12 @@ def _examine(path: Path, audit: Path, confdir: Path, trust: TrustFiles) -> Itera
         yield syn_cookies()
         yield fast_open()
         yield from name_services()
+    yield from other_firewalls()
+    yield from kernel_state(policy, uid)
     yield _listener(policy, uid)
     holders = [Holder.of(f"agent {name}", low, high) for low, high, name in agents]
+    if agents:
+        yield from helpers(holders)
     yield from _authority(confdir, trust, policy, agents, holders)
     yield from _permissions(
         policy, loaded.files, confdir, trust.directory, holders, Holder.of("the proxy", uid, uid)

@@ -19,6 +19,7 @@ import pytest
 from mitmproxy.certs import CertStore
 
 from deploy.demo.certificates import Authority
+from egress_policy.cli import other_firewalls
 from egress_policy.cli.permissions import Holder, tamper_proof
 from egress_policy.cli.trust_probes import trust_kit, validity
 from egress_policy.trust_files import Authority as Certificate
@@ -102,7 +103,19 @@ def files() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-SOUND = "ip link set lo up; ip link add br-agents type bridge"
+# This machine's own programs are not what is tried: on a mount without setuid they are nobody's helpers.
+SOUND = """\
+ip link set lo up
+ip link add br-agents type bridge
+echo 0 > /run/none
+mount --bind /run/none /proc/sys/user/max_user_namespaces
+for place in / /usr; do mount -o remount,bind,nosuid $place || true; done 2>/dev/null"""
+# As setcap(8) does, which is not on every machine: linux/capability.h, VFS_CAP_REVISION_2, effective.
+SETCAP = """\
+import os, struct, sys
+permitted = sum(1 << int(number) for number in sys.argv[2:])
+os.setxattr(sys.argv[1], "security.capability", struct.pack("<5I", 0x02000001, permitted, 0, 0, 0))
+"""
 UNSOUND = """\
 mkdir -p /run/systemd/resolve
 touch /run/systemd/resolve/io.systemd.Resolve
@@ -110,7 +123,24 @@ echo 2 > /proc/sys/net/ipv4/tcp_syncookies
 echo 3 > /proc/sys/net/ipv4/tcp_fastopen
 ip link add br-agents type bridge
 ip link add vethport type veth peer name inner
-ip link set vethport master br-agents"""
+ip link set vethport master br-agents
+mount -t tmpfs tmpfs /usr/local/sbin
+cp /bin/true /usr/local/sbin/sender
+chmod 4755 /usr/local/sbin/sender
+cp /bin/true /usr/local/sbin/sniffer
+SETCAP /usr/local/sbin/sniffer 12 13
+cp /bin/true /usr/local/sbin/ping
+SETCAP /usr/local/sbin/ping 13
+touch /run/docker.sock
+chown 0:900 /run/docker.sock
+chmod 660 /run/docker.sock
+mkdir -p /etc/ufw
+echo ENABLED=yes > /etc/ufw/ufw.conf
+printf '#!/usr/sbin/nft -f\nflush ruleset\n' > /etc/nftables.conf
+nft 'add table ip early; add chain ip early first { type nat hook output priority -150; }'
+nft 'add chain ip early later { type nat hook output priority -90; }'""".replace(
+    "SETCAP", f"{sys.executable} -c '{SETCAP}'"
+)
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +160,8 @@ chown {ALICE} {files}/ca
 chmod 755 {files}/ca
 chmod 644 {files}/ca/mitmproxy-ca.pem"""
     found = Host(files, "agent-alice", subuid, "vethport", commands).findings()
+    shutil.rmtree(files / "etc/ufw")
+    (files / "etc/nftables.conf").unlink()
     (files / "feed.txt").chmod(0o644)
     for place, group in ((files / "feed.txt", 0), (files / "teams/alice.yaml", 0), (files / "ca", PROXY)):
         os.chown(place, 0, group)
@@ -162,6 +194,13 @@ def test_a_sound_host_is_told_nothing_to_do(sound: list[dict[str, str]]) -> None
         ("the policy's teams/alice.yaml", "warning", "the proxy may write to "),
         ("the CA", "warning", "agent alice may write to "),
         ("CA", "failed", "agent pool may read "),
+        ("helpers", "warning", "/usr/local/sbin/sender is setuid"),
+        ("helpers", "warning", "/usr/local/sbin/sniffer has the capabilities net_admin, net_raw"),
+        ("helpers", "warning", "agent alice may ask /run/docker.sock"),
+        ("helpers", "warning", "agents may make user namespaces"),
+        ("other firewalls", "warning", "ufw manages this host's firewall too"),
+        ("other firewalls", "warning", "/etc/nftables.conf has `flush ruleset`"),
+        ("other firewalls", "warning", "chain ip early first translates before ours"),
     ],
 )
 def test_an_unsound_host_is_told_what_to_do(
@@ -171,6 +210,59 @@ def test_an_unsound_host_is_told_what_to_do(
     assert any(one[0] == result and words in one[1] for one in found), found
     assert all(one["remedy"] for one in unsound if one["result"] != "ok")
     assert not any(words in finding for _, finding in of(sound, check))
+
+
+def test_what_does_no_harm_is_not_reported(unsound: list[dict[str, str]]) -> None:
+    said = " ".join(one["finding"] for one in unsound)
+    assert "ping" not in said
+    assert "chain ip early later" not in said
+
+
+APPLY = f"{sys.executable} -m egress_policy apply --policy FILES/policy.yaml --audit FILES/none/audit.jsonl --boot FILES/none/b >/dev/null"
+
+
+@pytest.mark.parametrize(
+    ("commands", "result", "words"),
+    [
+        (":", "ok", "those of this version, for IPv4 and IPv6"),
+        (
+            "nft flush chain inet egress-policy forward",
+            "failed",
+            "2 are missing and 0 are not of this version",
+        ),
+        ("nft flush chain inet egress-policy agent-permitted", "failed", "IPv6 is not held as IPv4 is"),
+        ("nft insert rule inet egress-policy agent-egress accept", "failed", "0 are missing and 1 are not"),
+    ],
+)
+def test_rules_that_somebody_changed(files: Path, commands: str, result: str, words: str) -> None:
+    script = f"{SOUND}\n{APPLY.replace('FILES', str(files))}\n{commands}"
+    ((found, finding),) = of(Host(files, "", "", "br-agents", script).findings(), "rules")
+    assert found == result, finding
+    assert words in finding
+
+
+def test_a_kernel_that_cannot_hold_the_ruleset(files: Path) -> None:
+    """Stood in for by an nft(8) that says what such a kernel does."""
+    script = f"""{SOUND}
+mount -t tmpfs tmpfs /usr/local/sbin
+printf '#!/bin/sh\\ncase "$*" in "-f -") cat >/dev/null; echo "Could not process rule: No such file" >&2; exit 1;; esac\\nexec /usr/sbin/nft "$@"\\n' > /usr/local/sbin/nft
+chmod 755 /usr/local/sbin/nft
+export PATH=/usr/local/sbin:$PATH"""
+    ((result, finding),) = of(Host(files, "", "", "br-agents", script).findings(), "kernel")
+    assert result == "failed"
+    assert "cannot hold the ruleset: Could not process rule" in finding
+
+
+def test_iptables_of_before_and_firewalld(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Their kernel modules and their programs are not on every machine: from what /proc says of them."""
+    (tmp_path / "names").write_text("nat\nfilter\n")
+    (tmp_path / "4711").mkdir()
+    (tmp_path / "4711/comm").write_text("firewalld\n")
+    monkeypatch.setattr(other_firewalls, "_LEGACY", (tmp_path / "names", tmp_path / "none"))
+    monkeypatch.setattr(other_firewalls, "_PROCESSES", tmp_path)
+    said = [one.finding for one in other_firewalls.other_firewalls()]
+    assert any("iptables-legacy has the tables filter, nat" in one for one in said)
+    assert any("firewalld manages this host's firewall too" in one for one in said)
 
 
 def test_whoever_may_turn_the_link_to_a_policy_may_write_it(files: Path) -> None:
