@@ -31,13 +31,15 @@ def gather(records: Iterable[Record], host: str) -> Evidence:
     """Count what was done with a host, and what was refused."""
     evidence = Evidence(host)
     for record in records:
-        if record.event != "decision" or record.host != host or record.port is None:
+        # A direct connection to a name that agents have grants for went to one of its further ports.
+        if record.event not in ("decision", "direct") or record.host != host or record.port is None:
             continue
         if record.outcome != "permit":
             evidence.refused[record.code or "refused"] += 1
             continue
         evidence.ports[record.port] += 1
-        evidence.methods[record.method or "(not decrypted)"] += 1
+        unseen = "(not decrypted)" if record.event == "decision" else "(raw TCP)"
+        evidence.methods[record.method or unseen] += 1
         evidence.users[record.agent or "", record.scope or ""] += 1
         if record.reason:
             evidence.reasons[record.reason] += 1

@@ -199,7 +199,7 @@ def test_a_further_port_after_its_grant(world: World) -> None:
     told = world.told(host)
     running = world.lab.start([sys.executable, "-c", TALK, told[0]], uid=ALICE, log=marker)
     try:
-        assert until(lambda: "alive" in world.lab.output(marker))
+        assert until(lambda: "alive" in world.lab.output(marker), 30)
         assert {one.end for one in world.send(told, 22, "", uid=BOB)} == {"ECONNREFUSED"}
         assert {one.end for one in world.send(told, 23, "")} == {"ECONNREFUSED"}
         revoked = world.lab.egress_policy("revoke", "--host", host, "--audit", world.lab.audit_file,

@@ -69,6 +69,17 @@ def run(files: tuple[Path, Path], *arguments: str) -> Result:
     return done
 
 
+def test_a_further_port_that_was_used_is_covered_too(files: tuple[Path, Path]) -> None:
+    """Git over SSH would end with the promotion otherwise."""
+    log = AuditLog(str(files[1]))
+    log.write(msgspec.structs.replace(used("new.example", port=22), event="direct", method=None, scope=None))
+    log.write(msgspec.structs.replace(used("new.example", "deny", port=23), event="drop", method=None))
+    log.close()
+    done = run(files, "new.example")
+    assert "ports: [22, 443, 8443]" in files[0].read_text()
+    assert "`(raw TCP)` (1)" in done.output
+
+
 def test_one_line_is_added_and_no_other_touched(files: tuple[Path, Path]) -> None:
     done = run(files, "New.example.")
     assert done.exit_code == 0, done.output

@@ -194,5 +194,5 @@ def hold(lab: Lab, host: str, path: str) -> subprocess.Popen[bytes]:
     command = ["curl", "-sS", "-N", "--http1.1", "--cacert", str(lab.internet_ca), f"https://{host}{path}"]
     log = path.replace("/", "-")
     streaming = lab.start(command, uid=BOB, log=log)
-    assert until(lambda: "line 2" in lab.output(log), 10), lab.output(log)
+    assert until(lambda: "line 2" in lab.output(log), 30), lab.output(log)
     return streaming

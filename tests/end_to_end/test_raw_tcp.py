@@ -49,7 +49,7 @@ family = {"4": socket.AF_INET, "6": socket.AF_INET6}[sys.argv[1]]
 try:
     found = socket.getaddrinfo(sys.argv[2], int(sys.argv[3]), family, socket.SOCK_STREAM)[0]
     client = socket.socket(family, socket.SOCK_STREAM)
-    client.settimeout(5)
+    client.settimeout(20)
     client.connect(found[4])
     print(client.recv(100).decode().strip(), found[4][0], flush=True)
     while sys.argv[4] == "stay":
@@ -101,7 +101,7 @@ def dial(lab: Lab, host: str, port: int = 22, family: str = "4", uid: int = ALIC
 def stay(lab: Lab, host: str, log: str, family: str = "4") -> subprocess.Popen[bytes]:
     """Connect as alice, and use the connection until it ends."""
     running = lab.start(["python3", "-c", DIAL, family, host, "22", "stay"], uid=ALICE, log=log)
-    assert until(lambda: "alive" in lab.output(log), 10), lab.output(log)
+    assert until(lambda: "alive" in lab.output(log), 30), lab.output(log)
     return running
 
 

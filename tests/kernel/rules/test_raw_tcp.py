@@ -125,6 +125,21 @@ def test_a_name_that_moved_leads_new_connections_and_keeps_the_old(
 
 @either_family
 @either_caller
+def test_an_idle_connection_does_not_wake_up_under_a_later_way(
+    world: World, caller: str, family: int
+) -> None:
+    """The kernel still leads it where it led; by then the name leads elsewhere."""
+    name, uid = CALLERS[caller]
+    who = key(caller, family)
+    with world.begin(name, uid, probes.converse, DIALLED[family], RAW_PORT) as connection:
+        assert connection.next() == "net"
+        change(world, way(who, RAW_PORT, RAW[family], verb="delete"))
+        change(world, way(who, RAW_PORT, GOOD[family]))
+        assert connection.next() in {"ECONNRESET", REFUSED, "EPIPE"}
+
+
+@either_family
+@either_caller
 def test_known_bad_wins(world: World, caller: str, family: int) -> None:
     name, uid = CALLERS[caller]
     change(world, way(key(caller, family), 8443, BAD[family]))
