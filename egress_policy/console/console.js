@@ -130,7 +130,7 @@ let saying;
 function say(text) {
   write(find("said"), text);
   clearTimeout(saying);
-  saying = setTimeout(() => write(find("said"), ""), 5000);
+  saying = setTimeout(() => write(find("said"), ""), 8000);
 }
 
 // Waiting

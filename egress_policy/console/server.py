@@ -80,8 +80,7 @@ class Visitors:
 
     def check(self, request: httputil.HTTPServerRequest) -> int:
         """Return the uid of a browser that may see the page. Raises OperationError."""
-        hosts = request.headers.get_list("Host")
-        if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
+        if not _HOST.fullmatch(request.headers.get("Host", "")):
             raise OperationError(421, "the console is at a loopback address, and at no other name")
         uid = self.uid(stream_of(request))
         if uid == _NOBODY or rights_of_uid(self._policy(), uid).agent is not None:
@@ -91,9 +90,9 @@ class Visitors:
     def check_api(self, request: httputil.HTTPServerRequest) -> tuple[int, str]:
         """Return the uid of a browser, and the token that our page sends. Raises OperationError."""
         uid = self.check(request)
-        origins = request.headers.get_list("Origin")
+        own = f"http://{request.headers['Host']}"
         site = request.headers.get("Sec-Fetch-Site", "same-origin")
-        if origins not in ([], [f"http://{request.headers['Host']}"]) or site != "same-origin":
+        if request.headers.get("Origin", own) != own or site != "same-origin":
             raise OperationError(403, "this is for the console's own page")
         sent = _BEARER.fullmatch(request.headers.get("Authorization", ""))
         if sent is None:

@@ -87,10 +87,10 @@ def test_an_approval_lets_the_next_request_through(lab: Lab, page: Page) -> None
     expect(card).to_contain_text("sandbox-alice · alice · careful")
     expect(page).to_have_title("(1) egress-policy")
     card.get_by_role("button", name="Approve wanted.example:443 for sandbox-alice, 15 min").click()
-    expect(card).to_have_count(0)
     expect(page.get_by_role("status")).to_contain_text(
         "Approved wanted.example:443 for sandbox-alice, 15 min."
     )
+    expect(card).to_have_count(0)
     assert visit(lab, "wanted.example", field=ASKING) == "permit"
     (record,) = [one for one in lab.audit() if one["event"] == "approval" and one["host"] == "wanted.example"]
     assert (record["by"], record["detail"]) == (f"uid {OWNER}", "approved for 15m")
@@ -140,17 +140,19 @@ def test_what_has_no_shape_or_turns_text_around_is_shown_by_number(lab: Lab, pag
 
 def test_what_was_refused_is_shown_with_the_reason_and_drawn(lab: Lab, page: Page) -> None:
     sign_in(lab, page)
-    assert lab.curl("https://a.example/", "-X", "PUT", uid=BOB).status == 403
-    assert visit(lab, "b.example", BOB, {}) == "permit"
-    row = entry(page, "#refused", "method_not_allowed")
+    for host in ("drawn.example", "drawn-too.example"):
+        lab.add_name(host)
+    assert lab.curl("https://drawn.example/", "-X", "PUT", uid=BOB).status == 403
+    assert visit(lab, "drawn-too.example", BOB, {}) == "permit"
+    row = entry(page, "#refused", "drawn.example:443")
     expect(row).to_contain_text("sandbox-bob · bob · PUT")
     expect(row.locator(".said").first).to_contain_text("PUT")
     scope = page.locator(".scope").filter(has=page.get_by_role("heading", name="sandbox-bob"))
     refused, permitted = (
         scope.get_by_role("img", name=f"{host}:443: {counted} in 24 hours")
         for host, counted in (
-            ("a.example", "0 permitted, 1 refused"),
-            ("b.example", "1 permitted, 0 refused"),
+            ("drawn.example", "0 permitted, 1 refused"),
+            ("drawn-too.example", "1 permitted, 0 refused"),
         )
     )
     expect(refused.locator("rect.refused")).to_have_count(1)
