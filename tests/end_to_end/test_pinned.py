@@ -33,7 +33,7 @@ trust:
 intents:
   default:
     vetted: {{ttl: 1h}}
-    brief: {{ttl: 10s}}
+    brief: {{ttl: 5s}}
     reading: {{methods: [GET, HEAD]}}
     unknown: {{methods: [GET, HEAD], max_body: 0}}
   free:

@@ -37,20 +37,28 @@ trust:
 intents:
   default:
     vetted: {{ttl: 1h}}
-    brief: {{ttl: 12s}}
+    brief: {{ttl: 4s}}
     reading: {{methods: [GET, HEAD]}}
   free:
     reading: {{}}
 """
-# Connects to a name or an address, and prints what greets it; then sends a line when one is read from it, for ever.
+# Connects to a name or an address, and prints what greets it. To `stay` it tries until it may, and then sends for as
+# long as it is answered.
 DIAL = """
 import socket, sys, time
 family = {"4": socket.AF_INET, "6": socket.AF_INET6}[sys.argv[1]]
 try:
     found = socket.getaddrinfo(sys.argv[2], int(sys.argv[3]), family, socket.SOCK_STREAM)[0]
-    client = socket.socket(family, socket.SOCK_STREAM)
-    client.settimeout(20)
-    client.connect(found[4])
+    while True:
+        client = socket.socket(family, socket.SOCK_STREAM)
+        client.settimeout(20)
+        try:
+            client.connect(found[4])
+            break
+        except ConnectionRefusedError:
+            if sys.argv[4] != "stay":
+                raise
+            time.sleep(0.1)
     print(client.recv(100).decode().strip(), found[4][0], flush=True)
     while sys.argv[4] == "stay":
         client.send(b"?")
@@ -98,9 +106,10 @@ def dial(lab: Lab, host: str, port: int = 22, family: str = "4", uid: int = ALIC
     return done.stdout.split()[0]
 
 
-def stay(lab: Lab, host: str, log: str, family: str = "4") -> subprocess.Popen[bytes]:
-    """Connect as alice, and use the connection until it ends."""
-    running = lab.start(["python3", "-c", DIAL, family, host, "22", "stay"], uid=ALICE, log=log)
+def stay(lab: Lab, host: str, log: str) -> subprocess.Popen[bytes]:
+    """Have a grant, and use a connection as alice until it ends. The grant may be brief: who dials is there before."""
+    running = lab.start(["python3", "-c", DIAL, "4", host, "22", "stay"], uid=ALICE, log=log)
+    request(lab, host)
     assert until(lambda: "alive" in lab.output(log), 30), lab.output(log)
     return running
 
@@ -198,7 +207,6 @@ def test_a_known_good_name_is_led_to_by_its_own_address(lab: Lab) -> None:
 
 def test_a_name_that_moved_leads_elsewhere_from_the_next_request_on(lab: Lab) -> None:
     lab.add_name("moving.example", *lab.addresses("moving.example"), ttl=1)
-    request(lab, "moving.example")
     staying = stay(lab, "moving.example", "moving")
     try:
         old = lab.addresses("moving.example")
@@ -222,7 +230,6 @@ def test_a_name_that_moved_leads_elsewhere_from_the_next_request_on(lab: Lab) ->
 @pytest.mark.parametrize("end", ["expiry", "revocation", "pause", "another policy"])
 def test_what_is_open_ends_with_its_grant(lab: Lab, end: str) -> None:
     host = "brief.example" if end == "expiry" else "git.example"
-    request(lab, host)
     staying = stay(lab, host, f"stay-{end}")
     try:
         match end:
@@ -260,7 +267,6 @@ def test_it_ends_without_a_proxy_and_is_opened_anew_after_a_restart(
 ) -> None:
     """A proxy that starts does not know which address it had told for which name: the next request tells."""
     lab.egress_policy("revoke", *where(lab), "--all")
-    request(lab, "git.example")
     staying = stay(lab, "git.example", "stay-alone")
     stop(running)
     assert staying.poll() is None
