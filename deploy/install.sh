@@ -85,6 +85,12 @@ make_ca() {
     "$place/.venv/bin/egress-policy" env --write >/dev/null || say "without it agents' runtimes refuse the proxy: see above."
 }
 
+# What agents' programs are told to trust: certificates alone.
+write_trust() {
+    say "trust kit: $STATE/trust (egress-policy env names the variables)"
+    "$place/.venv/bin/egress-policy" env --write >/dev/null || say "not written; later: egress-policy env --write"
+}
+
 # Before anything of it is in force.
 check_policy() {
     "$place/.venv/bin/egress-policy" check --policy "$POLICY" >/dev/null || fail "this version does not take $POLICY: see above." \
@@ -156,6 +162,7 @@ say "packages: $place/.venv"
 make_users
 make_folders
 make_ca
+write_trust
 check_policy
 install_files
 restart

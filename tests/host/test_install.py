@@ -243,6 +243,7 @@ def test_another_firewall_that_is_loaded_anew_does_not_open_ours(running: Machin
 
 def test_an_upgrade_leaves_no_moment_open(running: Machine, lab: Lab) -> None:
     pid = of(running, "egress-policy", "MainPID")
+    running.prepare_packages("/opt/egress-policy-b")
     # Another version: what runs is told from what is new by this.
     running.must(
         "sh",
