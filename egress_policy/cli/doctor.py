@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -73,7 +74,7 @@ def doctor(policy: Path, audit: str, confdir: Path, trust: Path, as_json: bool) 
 
 def _examine(path: Path, audit: Path, confdir: Path, trust: TrustFiles) -> Iterator[Finding]:
     yield _programs()
-    yield _ruleset()
+    yield _ruleset("inet", "agents are not held")
     try:
         loaded = load(path)
     except PolicyFileError as error:
@@ -96,6 +97,8 @@ def _examine(path: Path, audit: Path, confdir: Path, trust: TrustFiles) -> Itera
     yield from privileged_groups(agents)
     yield from subordinate_uids(agents)
     yield from links(policy)
+    if any(agent.port is not None for agent in policy.agents.values()):
+        yield _ruleset("bridge", "agents on one bridge could take each other's addresses")
     if agents:
         yield syn_cookies()
         yield fast_open()
@@ -127,19 +130,17 @@ def _programs() -> Finding:
     return Finding("programs", Result.OK, "nft and ip are installed")
 
 
-def _ruleset() -> Finding:
+def _ruleset(family: Literal["inet", "bridge"], otherwise: str) -> Finding:
     try:
-        loaded = is_loaded()
+        loaded = is_loaded(family)
     except FirewallError as error:
         return Finding("ruleset", Result.FAILED, str(error))
+    table = f"table {family} egress-policy"
     if not loaded:
         return Finding(
-            "ruleset",
-            Result.FAILED,
-            "it is not in the kernel: agents are not held",
-            "run egress-policy apply",
+            "ruleset", Result.FAILED, f"{table} is not in the kernel: {otherwise}", "run egress-policy apply"
         )
-    return Finding("ruleset", Result.OK, "table inet egress-policy is in the kernel")
+    return Finding("ruleset", Result.OK, f"{table} is in the kernel")
 
 
 def _listener(policy: Policy, uid: int) -> Finding:

@@ -425,10 +425,14 @@ def test_agents_bound_to_their_ports(files: Path) -> None:
     found = Host(files, "", "", "br-agents, port: port1", f"{SOUND}\n{ports}{asked}").findings()
     assert of(found, "link br-agents") == [("ok", "its packets show it")]
     assert of(found, "port port1") == [("ok", "a port of br-agents")]
+    assert [result for result, what in of(found, "ruleset") if "table bridge" in what] == ["failed"]
     found = Host(files, "", "", "br-agents, port: port3", f"{SOUND}\n{ports}").findings()
     assert of(found, "port port3") == [
         ("warning", "it is no port of br-agents now: what comes from it is refused")
     ]
+    loaded = "nft add table bridge egress-policy"
+    found = Host(files, "", "", "br-agents, port: port1", f"{SOUND}\n{ports}{loaded}").findings()
+    assert ("ok", "table bridge egress-policy is in the kernel") in of(found, "ruleset")
 
 
 def test_a_link_that_is_not_there(files: Path) -> None:
