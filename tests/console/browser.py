@@ -19,6 +19,7 @@ PATIENCE = 30.0
 
 _SWITCHES = (
     "--no-sandbox",  # as root it has none; its pages here are our own
+    "--disable-dev-shm-usage",  # a container may have but little of it
     "--disable-quic",
     "--disable-component-update",
     "--disable-domain-reliability",
