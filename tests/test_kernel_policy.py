@@ -8,7 +8,8 @@ import pytest
 
 from egress_policy.accounts import AccountError
 from egress_policy.feed import parse_feed
-from egress_policy.kernel_policy import ruleset_of
+from egress_policy.firewall import compose
+from egress_policy.kernel_policy import keep_for_boot, ruleset_of
 from egress_policy.policy import Agent, CidrEntry, Inspection, KnownBad, Policy, Proxy, Trust
 from tests.policies import NAMESERVER, policy
 
@@ -96,3 +97,23 @@ def test_known_bad_is_the_policys_and_the_feeds() -> None:
     bad = KnownBad(networks=(listed,), feeds=(("feed.txt", parse_feed(["67.0.0.0/8", "68.0.0.1"])),))
     ruleset = ruleset_of(replace(policy(), trust=Trust(known_bad=bad)), ())
     assert set(ruleset.known_bad) == {listed, *fed}
+
+
+def test_what_is_kept_for_boot_names_the_agents_and_opens_nothing(tmp_path: Path) -> None:
+    """Root's alone: nft(8) does as root what it says."""
+    good = CidrEntry(ipaddress.ip_network("198.51.100.0/24"), "known-good", (443,), Inspection.NONE)
+    ruleset = ruleset_of(
+        replace(with_agents(BOX, Agent("one", (), user=(62000, 62000))), trust=Trust(cidrs=(good,))),
+        (NAMESERVER,),
+    )
+    assert "198.51.100.0" in compose(ruleset)
+    path = tmp_path / "boot.nft"
+    path.write_text("what was kept before")
+    keep_for_boot(ruleset, path)
+    kept = path.read_text()
+    assert "add element inet egress-policy agent-uids {\n62000\n}" in kept
+    assert '"veth0" . 10.0.0.2' in kept
+    assert "198.51.100.0" not in kept
+    assert f"{NAMESERVER[0]} . " not in kept
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [path]

@@ -22,8 +22,11 @@ REFUSED = 7
 
 
 @pytest.fixture(scope="module")
-def running(installed: Machine) -> Iterator[Machine]:
+def running(installed: Machine, lab: Lab) -> Iterator[Machine]:
+    """The units started; `reach` trusts the CA that install.sh made."""
     installed.must("systemctl", "enable", "--now", "egress-policy")
+    certificate = installed.must("cat", "/var/lib/egress-policy/ca/mitmproxy-ca-cert.pem")
+    (lab.folder / "host-ca.pem").write_text(certificate)
     yield installed
     installed.cut_power()
 
@@ -35,11 +38,6 @@ def of(host: Machine, unit: str, name: str) -> str:
 def reach(lab: Lab) -> int:
     """Ask for what the policy permits, over TLS; the status, or 0 where nobody answered."""
     return lab.curl("https://docs.example/", "--cacert", str(lab.folder / "host-ca.pem"), uid=ALICE).status
-
-
-def trust(lab: Lab, host: Machine) -> None:
-    certificate = host.must("cat", "/var/lib/egress-policy/ca/mitmproxy-ca-cert.pem")
-    (lab.folder / "host-ca.pem").write_text(certificate)
 
 
 @contextmanager
@@ -172,7 +170,6 @@ def test_doctor_finds_nothing_that_fails(running: Machine) -> None:
 
 def test_an_agent_gets_what_the_policy_permits(running: Machine, lab: Lab) -> None:
     """With the CA that install.sh made, on a curve that costs less than RSA."""
-    trust(lab, running)
     assert reach(lab) == 200
     shown = running.must(
         "openssl", "x509", "-in", "/var/lib/egress-policy/ca/mitmproxy-ca-cert.pem", "-noout", "-text"
@@ -198,6 +195,7 @@ def test_a_changed_policy_is_in_force_after_reload(running: Machine, lab: Lab) -
 
 def test_a_proxy_that_crashes_comes_back_and_nothing_leaves_meanwhile(running: Machine, lab: Lab) -> None:
     pid = of(running, "egress-policy", "MainPID")
+    assert reach(lab) == 200
     grants = running.must("egress-policy", "grants", "--json")
     assert len(json.loads(grants)) == 1
     with nothing_leaves(lab):
