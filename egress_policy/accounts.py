@@ -8,6 +8,12 @@ from pathlib import Path
 
 from egress_policy.policy import Agent, Policy
 
+PRIVILEGED_GROUPS = {
+    *("root", "sudo", "wheel", "admin", "docker", "lxd", "incus-admin", "libvirt", "disk", "kmem", "shadow"),
+    "netdev",
+}
+"""Groups whose members can act as another user, past any policy."""
+
 
 class AccountError(Exception):
     """An account that the policy names cannot be used: the message says why, and what to do."""

@@ -205,6 +205,17 @@ def remove_tables() -> list[str]:
     return found
 
 
+def holds_link(link: str) -> bool:
+    """Tell whether what comes from a link is held to the ruleset in the kernel. Raises FirewallError."""
+    return link in _members("agent-links")
+
+
+def holds_uid(uid: int) -> bool:
+    """Tell whether a user of this host is held to the ruleset in the kernel. Raises FirewallError."""
+    members = (one["range"] if isinstance(one, dict) else (one, one) for one in _members("agent-uids"))
+    return any(low <= uid <= high for low, high in members)
+
+
 def list_elements(name: str) -> list[Element]:
     """List a timed set's elements, of both families. Raises FirewallError."""
     return [*_list_one(name), *_list_one(f"{name}-ipv6")]
@@ -334,6 +345,11 @@ def _nft_program() -> str:
     if program is None:
         raise FirewallError("nft(8) is not installed: install the package `nftables`")
     return program
+
+
+def _members(name: str) -> list[Any]:
+    listed = json.loads(_nft(["--json", "list", "set", "inet", TABLE, name]))
+    return [member for entry in listed["nftables"] for member in entry.get("set", {}).get("elem", ())]
 
 
 def _list_one(name: str) -> Iterator[Element]:

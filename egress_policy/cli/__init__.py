@@ -20,6 +20,7 @@ from egress_policy.cli.pause import pause, resume
 from egress_policy.cli.promote import promote
 from egress_policy.cli.remove import remove
 from egress_policy.cli.revoke import revoke
+from egress_policy.cli.run import run
 
 
 @click.group(
@@ -38,6 +39,7 @@ for _command in (
     explain,
     grants,
     revoke,
+    run,
     pause,
     resume,
     audit,

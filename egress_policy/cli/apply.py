@@ -7,6 +7,7 @@ import click
 
 from egress_policy.accounts import AccountError
 from egress_policy.cli.options import audit_option, policy_option
+from egress_policy.confined.standby import keep_ruleset
 from egress_policy.firewall import FirewallError, Ruleset
 from egress_policy.kernel_policy import keep_for_boot, put_in_force
 from egress_policy.pauses import PausesError, pauses_file, read_pauses
@@ -35,6 +36,7 @@ def apply(policy: Path, audit: str, boot: Path) -> None:
         loaded = load_policy(policy)
         nameservers = loaded.resolver.nameservers or system_nameservers()
         ruleset, closed = put_in_force(loaded, nameservers, read_pauses(pauses_file(audit)))
+        keep_ruleset()
     except PolicyFileError as error:
         raise click.ClickException(f"nothing was changed, the policy has errors:\n{error}") from None
     except (AccountError, PausesError, ResolutionFailedError) as error:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
+from egress_policy.accounts import PRIVILEGED_GROUPS
 from egress_policy.cli.finding import Finding, Result
 from egress_policy.policy import Policy
 
@@ -23,10 +24,6 @@ _NAME_SERVICES = {
 }
 _TCP_FASTOPEN_SERVER = 0x2
 _ALWAYS = 2
-_PRIVILEGED_GROUPS = {
-    *("root", "sudo", "wheel", "admin", "docker", "lxd", "incus-admin", "libvirt", "disk", "kmem", "shadow"),
-    "netdev",
-}
 
 
 def syn_cookies() -> Finding:
@@ -112,7 +109,7 @@ def privileged_groups(agents: AgentUids) -> Iterator[Finding]:
     for low, high, agent in agents:
         for account in (entry for entry in pwd.getpwall() if low <= entry.pw_uid <= high):
             groups = set(_groups_of(account))
-            for group in sorted(groups & _PRIVILEGED_GROUPS):
+            for group in sorted(groups & PRIVILEGED_GROUPS):
                 yield Finding(
                     f"agent {agent}",
                     Result.WARNING,
