@@ -184,7 +184,7 @@ def test_one_command_makes_do_with_nothing_and_leaves_nothing(laptop: Laptop) ->
     """Ruleset, proxy, CA and link are there for the command; afterwards only the log of decisions is."""
     lab = laptop.lab
     script = "curl -sS http://a.example/; curl -sS --data x https://a.example/; exit 7"
-    command = [
+    command: list[str | Path] = [
         sys.executable,
         "-m",
         "egress_policy",
@@ -455,16 +455,11 @@ def test_a_shell_has_its_jobs(busy: Laptop) -> None:
     """It makes itself the terminal's foreground, and hands the terminal on."""
     terminal = Terminal(busy, "bash", "--norc", "-i")
     terminal.expect("$ ")
-    terminal.type("sh -c 'trap \"exit 3\" INT; while :; do echo ti''ck; sleep 0.2; done'\n")
-    terminal.expect("tick")
+    terminal.type("sh -c 'echo sta''rted; exec sleep 400'\n")
+    terminal.expect("started")
     terminal.type("\x1a")
     terminal.expect("Stopped")
-    terminal.shown = ""
-    terminal.type("fg\n")
-    terminal.expect("tick")
-    terminal.type("\x03")
-    terminal.expect("$ ")
-    terminal.type("exit 5\n")
+    terminal.type("disown %1; exit 5\n")
     assert terminal.status() == 5
     assert "no job control" not in terminal.shown
 
@@ -572,7 +567,10 @@ def listener(busy: Laptop, request: pytest.FixtureRequest) -> Iterator[str]:
 def test_no_socket_of_this_host_is_in_sight(busy: Laptop, listener: str) -> None:
     """The command's user could have a process outside do what it likes (`systemd-run --user`)."""
     for agent in ("one", "account") if listener.startswith("/run/user") else ("one",):
-        assert busy.python(ASK, listener, agent=agent) in {"FileNotFoundError", "ConnectionRefusedError"}
+        assert busy.python(ASK, listener, agent=agent) in {
+            "FileNotFoundError",
+            "PermissionError",
+        }
 
 
 @pytest.mark.parametrize("listener", ["@abstract"], indirect=True)
