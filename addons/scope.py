@@ -8,12 +8,9 @@ import asyncio
 import contextlib
 import io
 import logging
-import os
 import signal
 import sys
-from collections.abc import Coroutine
 from functools import partial
-from typing import Any, NoReturn
 
 from mitmproxy import addonmanager, connection, ctx, dns, http, tls
 from mitmproxy.net.dns import response_codes
@@ -24,6 +21,9 @@ import connections
 import dns_listener
 import dns_replies
 import doors
+import exits
+import flows
+import listening
 import protocols
 import reload
 import safe_options
@@ -35,16 +35,14 @@ from egress_policy.denial import Deny, DenyCode, Failure, FailureCode, Refusal
 from egress_policy.destination import Destination, InvalidHostError, parse_name
 from egress_policy.exchange import Ending, Exchange
 from egress_policy.firewall import FirewallError
-from egress_policy.http_request import AccessRequest, RequestHead, is_websocket, read_request
+from egress_policy.http_request import AccessRequest, is_websocket, read_request
 from egress_policy.journal import keep_telling
 from egress_policy.kernel_reports import Group, KernelReports, senders_of
 from egress_policy.ledger import LiveGrant
 from egress_policy.nflog import KernelLog
 from egress_policy.operations import Operations
 from egress_policy.pauses import pauses_file
-from egress_policy.problem import problem_of, render
 from egress_policy.records import Asked
-from egress_policy.scope import HEADER
 from egress_policy.status import Status
 from handshakes import Handshakes
 
@@ -94,7 +92,7 @@ class Scope:
         try:
             not_allowed = safe_options.refused(ctx.options)
             if not_allowed:
-                _exit("; ".join(not_allowed))
+                exits.exit_now("; ".join(not_allowed))
             if not ctx.options.has_changed("confdir"):
                 ctx.options.update(confdir=start_up.DEFAULT_CONFDIR)
             bounds.bound_origins()
@@ -126,9 +124,9 @@ class Scope:
             self._handshakes = Handshakes(self._started.audit.write)
             ctx.options.update(**safe_options.SAFE)
         except start_up.StartError as error:
-            _exit(str(error))
+            exits.exit_now(str(error))
         except BaseException as error:  # noqa: BLE001 - mitmproxy would run on without us
-            _exit(f"could not start: {error!r}")
+            exits.exit_now(f"could not start: {error!r}")
 
     async def running(self) -> None:
         """Listen where the policy says, and begin the work that goes on beside requests."""
@@ -140,7 +138,7 @@ class Scope:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_asked.set)
         await self._operations.take_back_paused()
         console = doors.open_doors(ctx.options, started, self._operations, self._status)
-        await _listen(started.modes)
+        await listening.listen(ctx.master, started.modes)
         _logger.info("egress-policy: in force, %d grants taken over", len(started.authorizer.ledger))
         if not ctx.options.has_changed("termlog_verbosity"):
             # Every connection and every streamed answer is a line otherwise; the audit log has what matters.
@@ -149,13 +147,13 @@ class Scope:
             logging.getLogger("mitmproxy.proxy").setLevel(logging.WARNING)
         self._keep_known_good()
         self._tasks = [
-            asyncio.create_task(self._or_exit(work))
+            asyncio.create_task(exits.or_exit(work))
             for work in (
                 started.authorizer.end_in_time(),
                 self._operations.follow_pauses(),
                 self._handshakes.follow(),
                 keep_telling(lambda: started.audit.newest, started.audit.path),
-                _remove_default_addons(),
+                safe_options.remove_needless_addons(ctx.master),
                 self._follow_kernel(),
                 self._follow_policy(),
                 *(() if console is None else (console.remember(),)),
@@ -168,7 +166,7 @@ class Scope:
     def done(self) -> None:
         """End the process when the script was changed or removed: mitmproxy would go on and forward everything."""
         if not ctx.master.should_exit.is_set():
-            _exit("the addon was unloaded while the proxy ran")
+            exits.exit_now("the addon was unloaded while the proxy ran")
         self._connections.leave()
         for task in (*self._tasks, *self._keeping):
             task.cancel()
@@ -176,7 +174,7 @@ class Scope:
     def _keep_known_good(self) -> None:
         started = self._started
         self._keeping = [
-            asyncio.create_task(self._or_exit(started.known_good.keep(name)))
+            asyncio.create_task(exits.or_exit(started.known_good.keep(name)))
             for name in sorted({name for name, _ in started.authorizer.policy.trust.direct_names()})
         ]
 
@@ -204,15 +202,6 @@ class Scope:
             self._started = await reload.reload(self._started, ctx.options)
             self._kernel_log.reports.senders = senders_of(self._started.authorizer.policy)
             self._keep_known_good()
-
-    async def _or_exit(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run background work without which we would not be safe: its end is the proxy's."""
-        try:
-            await work
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:  # noqa: BLE001 - whatever it is, nobody would end the grants any more
-            _exit(f"stopped: {error!r}")
 
     # Connections
 
@@ -312,22 +301,24 @@ class Scope:
         deny = Deny(
             DenyCode.REQUEST_MALFORMED, "CONNECT is for forward proxies: connect to the destination itself"
         )
-        flow.response = _refusal_response(flow, self._refuse(_asked(opened, flow, deny), deny))
+        flow.response = flows.refusal(flow, self._refuse(flows.asked(opened, flow, deny), deny))
 
     async def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Decide on a request before any of it is sent on."""
         flow.response = _UNDECIDED
         opened = self._connections.opened(flow.client_conn)
-        asked = _asked(opened, flow, opened.refusal or read_request(_head(opened, flow), opened.caller.agent))
+        asked = flows.asked(
+            opened, flow, opened.refusal or read_request(flows.head(opened, flow), opened.caller.agent)
+        )
         verdict = await self._started.authorizer.authorize(asked)
         live = verdict.live
         if live is None or verdict.permit is None:
-            flow.response = _refusal_response(flow, verdict)
+            flow.response = flows.refusal(flow, verdict)
             return
         if not flow.client_conn.connected or not self._started.authorizer.is_live(live.key):
             return
         exchange = self._pin(opened, flow, live)
-        _clean(flow.request)
+        flows.clean(flow.request)
         flow.metadata[streams.TERMS] = streams.Terms(
             verdict.permit.max_body,
             exchange,
@@ -342,7 +333,7 @@ class Scope:
         # Two requests of one HTTP/2 connection share the upstream address that the first was pinned to: the
         # server name of a new upstream connection is the client's only while both are the same.
         upstream = flow.server_conn.address
-        if upstream is None or upstream not in opened.cleared or not _leads_to(live, upstream):
+        if upstream is None or upstream not in opened.cleared or not flows.leads_to(live, upstream):
             upstream = connections.upstream_socket(live.pin, opened.port)
         exchange = opened.clear(flow.id, live, upstream, self._started.authorizer)
         # Setting request.host would rewrite the Host field; this leaves name, server name and verification alone.
@@ -364,11 +355,11 @@ class Scope:
 
     def _too_long(self, flow: http.HTTPFlow, asked: Asked, limit: int | None) -> http.Response:
         deny = Deny(DenyCode.BODY_TOO_LARGE, f"the body grew beyond the {limit} bytes that the intent allows")
-        return _refusal_response(flow, self._refuse(asked, deny))
+        return flows.refusal(flow, self._refuse(asked, deny))
 
     def _failed(self, flow: http.HTTPFlow, asked: Asked, why: str) -> http.Response:
         failure = Failure(FailureCode.UPSTREAM_FAILED, f"the destination did not answer: {why}")
-        return _refusal_response(flow, self._refuse(asked, failure))
+        return flows.refusal(flow, self._refuse(asked, failure))
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         """Pass the answer on as it comes, unless it would turn the connection into something unchecked."""
@@ -423,90 +414,15 @@ class Scope:
             opened.active.pop(flow.id, None)
 
 
-async def _listen(modes: tuple[str, ...]) -> None:
-    """Replace the forward proxy that mitmproxy opens before it loads a script; next_layer() closes its connections."""
-    ctx.options.update(mode=list(modes))
-    servers = ctx.master.addons.get("proxyserver").servers
-    if not await servers.update([mode_specs.ProxyMode.parse(mode) for mode in modes]):
-        _exit("cannot listen")
-    for server in servers:
-        if not server.is_running:
-            _exit(f"cannot listen on {server.mode.full_spec}: {server.last_exception}")
-
-
-async def _remove_default_addons() -> None:
-    """Remove the addons that come with mitmproxy and that a filter does not need.
-
-    It halves the time of a request, and nothing is left that could change one after our check.
-    """
-    for name in safe_options.NEEDLESS_ADDONS:
-        addon = ctx.master.addons.get(name)
-        if addon is not None:
-            ctx.master.addons.remove(addon)
-
-
-def _head(opened: connections.ClientConnection, flow: http.HTTPFlow) -> RequestHead:
-    data = flow.request.data
-    return RequestHead(
-        method=data.method,
-        target=data.path,
-        authority=data.authority,
-        fields=data.headers.fields,
-        http2=flow.client_conn.alpn == b"h2",
-        version=data.http_version,
-        port=opened.port,
-        tls=flow.client_conn.tls,
-        server_name=flow.client_conn.sni,
-    )
-
-
-def _asked(opened: connections.ClientConnection, flow: http.HTTPFlow, request: AccessRequest | Deny) -> Asked:
-    data = flow.request.data
-    hosts = flow.request.headers.get_all("host")
-    authority = data.authority.decode("latin-1") or (hosts[0] if hosts else None)
-    return Asked(
-        opened.caller,
-        request,
-        method=data.method.decode("latin-1"),
-        host=authority,
-        port=opened.port,
-        path=data.path.partition(b"?")[0].decode("latin-1"),
-    )
-
-
-def _leads_to(live: LiveGrant, upstream: connections.Socket) -> bool:
-    return any(
-        connections.upstream_socket(address, live.grant.destination.port) == upstream
-        for address in live.grant.addresses
-    )
-
-
-def _clean(request: http.Request) -> None:
-    """Take away what must not be sent on: the claim, and upgrades other than to a WebSocket."""
-    request.headers.pop(HEADER, None)
-    if not is_websocket(request.headers.fields):
-        for name in ("upgrade", "http2-settings"):
-            request.headers.pop(name, None)
-
-
-def _refusal_response(flow: http.HTTPFlow, verdict: Verdict) -> http.Response:
-    status, headers, body = render(problem_of(verdict.record), flow.request.headers.get("accept"))
-    return http.Response.make(status, body, [(name.encode(), value.encode()) for name, value in headers])
-
-
-def _exit(message: str) -> NoReturn:
-    """End the process at once. Raising would only be logged, and the proxy would run on without us."""
-    print(f"egress-policy: {message}", file=sys.stderr, flush=True)  # noqa: T201 - the log may not be set up yet
-    os._exit(1)
-
-
 def _exit_unless_started(scope: Scope) -> None:
     """End the process where mitmproxy could not register us: it would only log that, and forward everything.
 
     An option of ours that is given twice does that.
     """
     if not scope.has_begun:
-        _exit("mitmproxy did not take the addon: see its message above, or is an option given twice?")
+        exits.exit_now(
+            "mitmproxy did not take the addon: see its message above, or is an option given twice?"
+        )
 
 
 addons = [Scope()]

@@ -1,7 +1,6 @@
 """What must hold before the proxy accepts a connection, and what is carried over from the one before it."""
 
 import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from mitmproxy import options
 
+import listening
 from egress_policy.accounts import AccountError, proxy_uid, resolve_agents
 from egress_policy.approvals import still_valid
 from egress_policy.audit import AuditLog
@@ -109,7 +109,7 @@ def start(settings: options.Options, on_end: Callable[[LiveGrant], None]) -> Sta
         KnownGoodNames(policy, resolver, elements),
         _callers(policy, uids),
         settings.listen_port or policy.proxy.port,
-        listening_modes(policy, settings),
+        listening.modes(policy, settings),
         PolicyStatus(Path(settings.scope_policy), loaded.version),
     )
 
@@ -165,21 +165,3 @@ def _take_over(authorizer: Authorizer, path: str) -> None:
     delete_now(DEVELOPER_SANDBOX, [(one.address, one.port) for one in unexplained])
     # Which address stands for which name is not remembered: the next request under a grant opens its ports anew.
     delete_ways_now(lambda _comment: True)
-
-
-def listening_modes(policy: Policy, settings: options.Options) -> tuple[str, ...]:
-    """Say where to listen: DNS on every address, since agents' links come and go. The ruleset lets in what it redirected."""
-    host = settings.listen_host
-    port = settings.listen_port or policy.proxy.port
-    web = f"transparent@{host}:{port}" if host else f"transparent@{port}"
-    addresses = ["0.0.0.0", *(["::"] if _has_ipv6() else [])]  # noqa: S104 - see above
-    return (web, *(f"dns@{address}:{policy.proxy.dns_port}" for address in addresses))
-
-
-def _has_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-            probe.bind(("::1", 0))
-    except OSError:
-        return False
-    return True

@@ -92,8 +92,8 @@ def test_h2c(world: World, token: str) -> None:
     world.send(host, 80, f"GET /{marker} HTTP/1.1\r\nHost: {host}\r\n{FIELD}{upgrade}\r\n")
     got = world.received(marker).lower()
     assert marker in got
-    assert "\r\nupgrade:" not in got
-    assert "http2-settings:" not in got
+    assert "upgrade" not in got
+    assert "http2-settings" not in got
 
 
 @attempt(
