@@ -270,11 +270,17 @@ def test_a_changed_policy_cuts_live_direct_connections(
 def test_refusals_beyond_the_logs_limit_are_refusals(world: World, family: int) -> None:
     """A limit in the refusing rule would let the rest out."""
     for uid in (AGENT, PROXY):
-        with (
-            world.begin("host", uid, probes.hammer, [(UNKNOWN[family], 8443)] * 10, []) as hammer,
-            world.begin("net", 0, probes.receive, UDP, UNKNOWN[family]) as receiver,
-        ):
-            assert receiver.next() == "nothing"
-            counts = hammer.next()
-        assert set(counts) == {("udp", "EPERM"), ("tcp", REFUSED)}
-        assert min(counts.values()) > 300
+        most = 0
+        # A busy machine may not send that many at once in every round.
+        for _ in range(10):
+            with (
+                world.begin("host", uid, probes.hammer, [(UNKNOWN[family], 8443)] * 10, []) as hammer,
+                world.begin("net", 0, probes.receive, UDP, UNKNOWN[family]) as receiver,
+            ):
+                assert receiver.next() == "nothing"
+                counts = hammer.next()
+            assert set(counts) == {("udp", "EPERM"), ("tcp", REFUSED)}
+            most = max(most, min(counts.values()))
+            if most > 300:
+                break
+        assert most > 300
