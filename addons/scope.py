@@ -48,6 +48,7 @@ from handshakes import Handshakes
 
 # RFC 9849: the extension that hides the real server name inside an encrypted ClientHello.
 _ENCRYPTED_CLIENT_HELLO = 0xFE0D
+_SERVER_NAME = 0
 # The answer that stands until the decision is made: if a hook raises, it is what the client gets.
 _UNDECIDED = http.Response.make(
     500,
@@ -251,12 +252,15 @@ class Scope:
         request: AccessRequest | Deny = AccessRequest(
             opened.caller.agent, destination, (), "", "", None, tls=True
         )
-        if any(kind == _ENCRYPTED_CLIENT_HELLO for kind, _ in data.client_hello.extensions):
-            opened.refusal = Deny(
-                DenyCode.DESTINATION_MISMATCH,
-                "an encrypted ClientHello hides the server's name, by which it is inspected",
-            )
-            request = opened.refusal
+        extensions = [kind for kind, _ in data.client_hello.extensions]
+        hidden = None
+        if _ENCRYPTED_CLIENT_HELLO in extensions:
+            hidden = "an encrypted ClientHello hides the server's name, by which it is inspected"
+        elif extensions.count(_SERVER_NAME) > 1:
+            # RFC 8446 section 4.2 forbids it; which of them a server reads that does not look, nobody knows.
+            hidden = "the ClientHello names its server twice"
+        if hidden is not None:
+            request = opened.refusal = Deny(DenyCode.DESTINATION_MISMATCH, hidden)
         asked = Asked(opened.caller, request, host=name, port=opened.port)
         verdict = await self._started.authorizer.authorize(asked)
         if verdict.live is not None:

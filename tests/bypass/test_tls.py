@@ -9,7 +9,7 @@ from deploy.demo.lab import PROXY as PROXY_UID
 from tests.bypass.agent import Reply
 from tests.bypass.attempts import BOTH, PROXY, attempt
 from tests.bypass.world import World
-from tests.end_to_end.test_tls import ENCRYPTED_CLIENT_HELLO, client_hello, names
+from tests.end_to_end.test_tls import ENCRYPTED_CLIENT_HELLO, SERVER_NAME, client_hello, names
 
 # By pyOpenSSL: the standard library leaves the server's name out where it is an address.
 NAMED_BY_ADDRESS = """
@@ -100,12 +100,25 @@ def test_an_address_that_an_entry_covers(world: World) -> None:
     outcome="the handshake fails; no packet to either",
     barriers=BOTH,
 )
-@pytest.mark.parametrize("written", ["KNOWN OTHER", "OTHER KNOWN", "KNOWN\0OTHER", "KNOWN KNOWN"])
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("KNOWN OTHER", "OTHER KNOWN", "KNOWN\0OTHER", "KNOWN KNOWN"),
+        *("KNOWN/OTHER", "OTHER/KNOWN", "OTHER OTHER/KNOWN", "KNOWN/KNOWN"),
+    ],
+)
 def test_two_server_names(world: World, written: str) -> None:
-    """KNOWN is passed on undecrypted where it stands alone: `end_to_end/test_tls.py` sees that it is."""
+    """KNOWN is passed on undecrypted where it stands alone: `end_to_end/test_tls.py` sees that it is.
+
+    In `written` a space is between the names of one extension, a slash between two extensions.
+    """
     other = world.name()
-    listed = written.replace("KNOWN", "named.example").replace("OTHER", other).split(" ")
-    data = client_hello("named.example", replaced=names(*listed)).decode("latin-1")
+    first, *more = [
+        names(*one.split(" "))
+        for one in written.replace("KNOWN", "named.example").replace("OTHER", other).split("/")
+    ]
+    further = [(SERVER_NAME, one) for one in more]
+    data = client_hello("named.example", *further, replaced=first).decode("latin-1")
     before = packets(world, "named.example")
     for dialled in ("named.example", other):
         replies = world.send(dialled, 443, data, patience=2.0)
