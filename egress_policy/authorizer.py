@@ -240,6 +240,9 @@ class Authorizer:
                 if former.is_inspected_by_name(destination) and not policy.is_inspected_by_name(destination):
                     # What was passed on undecrypted runs under it, perhaps for hours.
                     why = why or "it is not inspected by name any more"
+                if _is_known_otherwise(live.grant.agent, former, policy):
+                    # What it opened to a uid or an address by itself would be another agent's now.
+                    why = why or "its agent is known by another user or source"
                 if why is None:
                     counted.setdefault(live.grant.scope, set()).add(live.grant.destination)
                 else:
@@ -419,6 +422,15 @@ class Authorizer:
         except AuditError as error:
             # The grant is over all the same; only what is let out must be on record first.
             _logger.error("the end of grant %s is not on record: %s", grant.id, error)
+
+
+def _is_known_otherwise(agent: str, former: Policy, policy: Policy) -> bool:
+    before, now = former.agents.get(agent), policy.agents.get(agent)
+    return (
+        before is not None
+        and now is not None
+        and (before.user, before.interface, before.source) != (now.user, now.interface, now.source)
+    )
 
 
 def _sockets(live: LiveGrant) -> set[tuple[Address, int]]:

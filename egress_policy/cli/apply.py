@@ -7,8 +7,8 @@ import click
 
 from egress_policy.accounts import AccountError
 from egress_policy.cli.options import audit_option, policy_option
-from egress_policy.confined.standby import keep_ruleset
-from egress_policy.firewall import FirewallError, Ruleset
+from egress_policy.confined.standby import keep_ruleset, listens
+from egress_policy.firewall import FirewallError, Ruleset, delete_ways_now
 from egress_policy.kernel_policy import keep_for_boot, put_in_force
 from egress_policy.pauses import PausesError, pauses_file, read_pauses
 from egress_policy.policy_file import load_policy
@@ -37,6 +37,9 @@ def apply(policy: Path, audit: str, boot: Path) -> None:
         nameservers = loaded.resolver.nameservers or system_nameservers()
         ruleset, closed = put_in_force(loaded, nameservers, read_pauses(pauses_file(audit)))
         keep_ruleset()
+        if not listens(loaded):
+            # They lead past the proxy. One that runs takes back those that the policy does not give any more.
+            delete_ways_now(lambda _comment: True)
     except PolicyFileError as error:
         raise click.ClickException(f"nothing was changed, the policy has errors:\n{error}") from None
     except (AccountError, PausesError, ResolutionFailedError) as error:

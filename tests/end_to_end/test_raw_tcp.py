@@ -1,6 +1,7 @@
 """Further ports of a name with a live grant: SSH under the same grant, for its agent alone, with the same end."""
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -262,6 +263,25 @@ def test_what_is_open_ends_with_its_grant(lab: Lab, end: str) -> None:
     assert until(is_back, 30)
 
 
+def test_what_is_open_is_not_the_next_agent_s_under_the_same_uid(lab: Lab) -> None:
+    exchanged = {f"user: {ALICE}": f"user: {BOB}", f"user: {BOB}": f"user: {ALICE}"}
+    staying = stay(lab, "git.example", "stay-exchanged")
+    try:
+        lab.write_policy(re.sub("|".join(exchanged), lambda found: exchanged[found[0]], POLICY))
+        assert staying.wait(20) == 0
+        why = "the policy changed: its agent is known by another user or source"
+        assert record(lab, event="revoke", host="git.example", agent="alice", detail=why)
+        assert dial(lab, "git.example") == "ConnectionRefusedError"
+    finally:
+        staying.kill()
+        lab.write_policy(POLICY)
+
+    def is_back() -> bool:
+        return lab.curl("https://git.example/", uid=ALICE, headers=ALICE_FIELD).status == 200
+
+    assert until(is_back, 30)
+
+
 def test_it_ends_without_a_proxy_and_is_opened_anew_after_a_restart(
     lab: Lab, running: list[subprocess.Popen[bytes]]
 ) -> None:
@@ -283,3 +303,15 @@ def test_it_ends_without_a_proxy_and_is_opened_anew_after_a_restart(
     for name in ("raw-tcp", "raw-tcp-ipv6"):
         listed = lab.run(["nft", "list", "map", "inet", "egress-policy", name]).stdout
         assert str(ALICE) not in listed
+
+
+def test_another_apply_closes_it_while_no_proxy_follows_the_policy(
+    lab: Lab, running: list[subprocess.Popen[bytes]]
+) -> None:
+    running.append(lab.start_proxy(log="third"))
+    staying = stay(lab, "git.example", "stay-unfollowed")
+    stop(running)
+    assert staying.poll() is None
+    lab.apply()
+    assert staying.wait(20) == 0
+    assert lab.output("stay-unfollowed").split()[-1] in {"ConnectionResetError", "ConnectionRefusedError"}
