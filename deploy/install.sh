@@ -81,8 +81,6 @@ make_ca() {
     fi
     chown -R "root:$PROXY" "$folder"
     chmod -R u=rwX,g=rX,o= "$folder"
-    say "trust kit: $STATE/trust, which egress-policy env names"
-    "$place/.venv/bin/egress-policy" env --write >/dev/null || say "without it agents' runtimes refuse the proxy: see above."
 }
 
 # What agents' programs are told to trust: certificates alone.
