@@ -78,10 +78,9 @@ def _examine(path: Path, audit: Path, confdir: Path, trust: TrustFiles) -> Itera
     try:
         loaded = load(path)
     except PolicyFileError as error:
-        count = len(error.errors)
-        yield Finding(
-            "policy", Result.FAILED, f"{path}: {error.errors[0]}", f"egress-policy check shows all {count}"
-        )
+        further = len(error.errors) - 1
+        more = f" (and {further} more)" if further else ""
+        yield Finding("policy", Result.FAILED, f"{error.errors[0]}{more}", "egress-policy check shows all")
         return
     policy = loaded.policy
     yield Finding("policy", Result.OK, f"{path} is valid")

@@ -39,7 +39,7 @@ def _target_options(command: Callable[..., None]) -> Callable[..., None]:
         audit_option,
         policy_option,
         click.option("--all", "everything", is_flag=True, help="Every agent."),
-        click.option("--agent", help="One agent: known-good destinations are closed to it too."),
+        click.option("--agent", help="One agent, with its known-good destinations."),
         click.option("--scope", help="One scope."),
     ):
         command = option(command)
