@@ -1,6 +1,9 @@
 """The command line: one module a command."""
 
+import contextlib
+import os
 import sys
+from pathlib import Path
 
 import click
 
@@ -60,6 +63,9 @@ for _command in (
 
 def main() -> None:
     """Run a command; wrong usage is one line on standard error and exit status 2."""
+    if sys.stdout is None:
+        # Closed by whoever started us (`>&-`): then nobody reads, which is no error.
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process runs
     try:
         status = commands.main(prog_name="egress-policy", standalone_mode=False)
     except click.UsageError as error:
@@ -71,12 +77,18 @@ def main() -> None:
         _end(error.format_message(), error.exit_code)
     except click.exceptions.Abort:
         _end("interrupted", 130)
-    except BrokenPipeError:
-        # Whoever read us has seen enough (`| head`).
-        sys.stderr.close()
-        sys.exit(0)
+    except OSError as error:
+        # A full disk, most often. A reader who has seen enough (`| head`) is click's to notice.
+        _forget_output()
+        _end(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
     else:
         sys.exit(status if isinstance(status, int) else 0)
+
+
+def _forget_output() -> None:
+    """Leave the interpreter nothing to write at its end, which would fail again, with a traceback."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _end(message: str, status: int) -> None:

@@ -172,6 +172,37 @@ def test_a_missing_policy_is_said_without_a_traceback(command: str, tmp_path: Pa
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("command", ["check", "explain", "--help"])
+def test_output_that_cannot_be_written_is_said_without_a_traceback(command: str, policy: Path) -> None:
+    rest = ["--agent", "alice", "POST", "https://a.example/"] if command == "explain" else []
+    arguments = [command] if command == "--help" else [command, "--policy", str(policy), *rest]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "egress_policy", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+            cwd=Path(__file__).parents[2],
+        )
+    assert done.returncode == 1
+    assert done.stderr == "egress-policy: standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["table", "json"])
+def test_a_closed_standard_output_is_no_error(options: tuple[str, ...], tmp_path: Path) -> None:
+    log = tmp_path / "audit.jsonl"
+    log.write_text(
+        '{"time":"2026-01-31T09:00:00.000Z","event":"decision","host":"a.example","outcome":"permit"}\n'
+    )
+    command = [sys.executable, "-m", "egress_policy", "audit", "--audit", log, *options]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command], capture_output=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_remove_asks_somebody() -> None:
     done = run("remove")
     assert done.returncode == 2
