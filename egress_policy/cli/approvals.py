@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
 from egress_policy.cli.options import GrantId, control_option, json_option, policy_option
+from egress_policy.cli.tables import console
 from egress_policy.control_client import ControlRefusedError, ControlUnreachableError, call
 from egress_policy.operations import DURATIONS
 
@@ -94,4 +94,4 @@ def _print(pending: list[dict[str, Any]]) -> None:
             "reason": one["reason"] or "",
         }
         table.add_row(*(str(cells[name]) for _, name in _COLUMNS))
-    Console(soft_wrap=False, markup=False).print(table)
+    console().print(table)

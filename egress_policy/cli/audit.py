@@ -11,16 +11,16 @@ from typing import TextIO
 
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
 from egress_policy.accounts import AccountError, proxy_uid
 from egress_policy.audit import Record
-from egress_policy.audit_chain import Verification
+from egress_policy.audit_chain import Finding, Verification
 from egress_policy.audit_files import AuditError
 from egress_policy.audit_query import Group, Kind, Query, grouped, one_line, read_since
 from egress_policy.audit_reading import read_lines, read_records
 from egress_policy.cli.options import Host, audit_option, check_log, json_option, policy_option
+from egress_policy.cli.tables import console
 from egress_policy.journal import JournalError, told
 from egress_policy.policy_file import load_policy
 from egress_policy.policy_source import PolicyFileError
@@ -79,10 +79,14 @@ def audit(
 
     Who reached a host: --host. What a scope did today: --scope, --since 24h. What was refused: --outcome deny.
     """
+    if verify and (since or scope or agent or host or outcome or lines or follow):
+        raise click.UsageError("--verify looks at the whole log: leave what chooses or shows records out")
+    if journal and not verify:
+        raise click.UsageError("--journal goes with --verify")
     check_log(audit)
     try:
         if verify:
-            sys.exit(_verify(audit, policy, journal))
+            sys.exit(_verify(audit, policy, journal, as_json=as_json))
         query = Query(since, scope, agent, host, outcome)
         end = _status(Path(audit))
         records = (record for record in read_records(audit, since) if query.matches(record))
@@ -118,7 +122,7 @@ def _print_groups(groups: dict[Kind, Group]) -> None:
         agent, scope, destination, outcome, code = kind
         last = group.last[5:16].replace("T", " ")
         table.add_row(str(group.count), last, code or outcome, agent, scope, destination)
-    Console(soft_wrap=False, markup=False, highlight=False).print(table)
+    console().print(table)
 
 
 def _status(path: Path) -> os.stat_result | None:
@@ -169,7 +173,7 @@ def _successor(path: Path, file: TextIO) -> TextIO | None:
         return None
 
 
-def _verify(audit: str, policy: Path, journal: Path | None) -> int:
+def _verify(audit: str, policy: Path, journal: Path | None, *, as_json: bool) -> int:
     try:
         anchored = told({0, _proxy(policy)}, audit, journal)
         without = "" if anchored else "the journal has no hash of this log"
@@ -177,11 +181,27 @@ def _verify(audit: str, policy: Path, journal: Path | None) -> int:
         anchored, without = [], str(error)
     verification = Verification(anchored)
     breaks = 0
+    said: list[Finding] = []
     for finding in verification.follow(read_lines(audit)):
         breaks += finding.is_break
-        if breaks <= _MOST_FINDINGS:
+        if breaks > _MOST_FINDINGS:
+            continue
+        said.append(finding)
+        if not as_json:
             click.echo(str(finding), err=finding.is_break)
     missing = len(verification.missing)
+    if as_json:
+        document = {
+            "whole": not breaks and not missing,
+            "records": verification.records,
+            "newest": verification.newest,
+            "breaks": breaks,
+            "findings": said,
+            "missing": missing,
+            "without_journal": without or None,
+        }
+        click.echo(msgspec.json.format(msgspec.json.encode(document)).decode())
+        return 1 if breaks or missing else 0
     if missing:
         click.echo(
             f"{missing} of the hashes that the journal was told are in no line: the log was cut or rewritten",

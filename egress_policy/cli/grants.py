@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
@@ -17,6 +16,7 @@ from egress_policy.audit import timestamp
 from egress_policy.audit_files import AuditError
 from egress_policy.audit_reading import read_records
 from egress_policy.cli.options import audit_option, control_option, json_option, policy_option
+from egress_policy.cli.tables import console, has_room
 from egress_policy.control_client import ControlRefusedError, ControlUnreachableError, call
 from egress_policy.firewall import DEVELOPER_SANDBOX, Element, FirewallError, list_elements
 from egress_policy.live_grants import HeldGrant, match
@@ -55,7 +55,7 @@ def grants(audit: str, policy: Path, control: Path, follow: bool, as_json: bool)
     if follow and as_json:
         raise click.UsageError("--follow is for people, --json for programs: use one of them")
     if follow:
-        with Live(console=Console(), auto_refresh=False, screen=sys.stdout.isatty()) as live:
+        with Live(console=console(), auto_refresh=False, screen=sys.stdout.isatty()) as live:
             while True:
                 live.update(_table(_rows(audit, control)), refresh=True)
                 time.sleep(_INTERVAL)
@@ -64,7 +64,7 @@ def grants(audit: str, policy: Path, control: Path, follow: bool, as_json: bool)
         json.dump([_as_dict(row) for row in rows], sys.stdout, indent=2)
         click.echo()
     elif rows:
-        Console(soft_wrap=False).print(_table(rows))
+        console().print(_table(rows))
     else:
         click.echo("No live grants.")
 
@@ -132,14 +132,24 @@ def _as_dict(row: _Row) -> dict[str, object]:
 
 
 def _table(rows: list[_Row]) -> Table:
+    """Lay the grants out; on a narrow terminal without their addresses, which would be folded to shreds."""
+    whole = _laid_out(rows, ("LEFT", "SCOPE", "AGENT", "HOST", "PORT", "ADDRESSES", "ID"))
+    return whole if has_room(whole) else _laid_out(rows, ("LEFT", "SCOPE", "AGENT", "HOST", "PORT", "ID"))
+
+
+def _laid_out(rows: list[_Row], titles: tuple[str, ...]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for title in ("LEFT", "SCOPE", "AGENT", "HOST", "PORT", "ADDRESSES", "ID"):
-        table.add_column(
-            title, no_wrap=title != "ADDRESSES", overflow="ellipsis" if title == "ID" else "fold"
-        )
+    for title in titles:
+        table.add_column(title, no_wrap=title != "HOST", overflow="fold")
     for row in rows:
-        left = str(timedelta(seconds=row.remaining))
-        addresses = " ".join(row.addresses)
-        ports = " ".join(map(str, (row.port, *row.ports)))
-        table.add_row(left, row.scope, row.agent or "?", row.host, ports, addresses, row.id[:8])
+        cells = {
+            "LEFT": str(timedelta(seconds=row.remaining)),
+            "SCOPE": row.scope,
+            "AGENT": row.agent or "?",
+            "HOST": row.host,
+            "PORT": " ".join(map(str, (row.port, *row.ports))),
+            "ADDRESSES": " ".join(row.addresses),
+            "ID": row.id[:8],
+        }
+        table.add_row(*(cells[title] for title in titles))
     return table

@@ -93,6 +93,32 @@ def test_the_table_counts_what_was_asked_for_and_not_how_it_went_on(log: Path) -
     assert "client_tls_failed" in table
 
 
+def test_a_pipe_gets_names_whole(log: Path) -> None:
+    long = f"{'a' * 60}.{'b' * 60}.example"
+    written = AuditLog(str(log))
+    written.write(record(long))
+    written.close()
+    assert f"  {long}:443" in shown(log)
+
+
+def test_verify_as_json(log: Path) -> None:
+    document = json.loads(shown(log, "--verify", "--journal", "/dev/null", "--json"))
+    assert (document["whole"], document["records"], document["findings"]) == (True, 7, [])
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:2] + lines[3:]))
+    done = CliRunner().invoke(audit, ["--audit", str(log), "--verify", "--journal", "/dev/null", "--json"])
+    document = json.loads(done.stdout)
+    assert (done.exit_code, document["whole"], document["breaks"]) == (1, False, 1)
+    assert document["findings"][0]["line"] == 3
+
+
+@pytest.mark.parametrize(
+    "options", [("--verify", "--follow"), ("--verify", "--since", "1h"), ("--journal", "/dev/null")], ids=str
+)
+def test_verify_is_of_the_whole_log(log: Path, options: tuple[str, ...]) -> None:
+    assert CliRunner().invoke(audit, ["--audit", str(log), *options]).exit_code == 2
+
+
 def test_a_line_says_what_was_exchanged(log: Path) -> None:
     (line,) = [one for one in shown(log, "--lines").splitlines() if "  end  " in one]
     assert line.endswith(
