@@ -196,7 +196,7 @@ def test_a_closed_standard_output_is_no_error(options: tuple[str, ...], tmp_path
     log.write_text(
         '{"time":"2026-01-31T09:00:00.000Z","event":"decision","host":"a.example","outcome":"permit"}\n'
     )
-    command = [sys.executable, "-m", "egress_policy", "audit", "--audit", log, *options]
+    command = [sys.executable, "-m", "egress_policy", "audit", "--audit", str(log), *options]
     done = subprocess.run(
         ["sh", "-c", 'exec "$@" >&-', "sh", *command], capture_output=True, check=False, timeout=60
     )
