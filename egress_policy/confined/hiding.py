@@ -8,7 +8,7 @@ What is mounted here cannot be unmounted in a user namespace of the command's ow
 import os
 import stat
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from egress_policy.confined.errors import RunError
@@ -23,11 +23,28 @@ _SOCKETS = Path("/proc/net/unix")
 
 
 def bound_sockets() -> list[Path]:
-    """List the sockets with a path in the calling process's network namespace."""
-    paths = (
+    """List the sockets with a path in the calling process's network namespace.
+
+    Of one that was bound by a relative path the kernel does not say below which folder: it may be any that a process is in.
+    """
+    rows = (
         line.split(maxsplit=7)[7:] for line in _SOCKETS.read_text(errors="surrogateescape").splitlines()[1:]
     )
-    return sorted({Path(path[0]) for path in paths if path and path[0].startswith("/")})
+    paths = {Path(row[0]) for row in rows if row}
+    folders = _working_folders()
+    below = {folder / path for path in paths if not path.is_absolute() for folder in folders}
+    return sorted(
+        {path for path in paths if path.is_absolute()} | {path for path in below if _is_socket(path)}
+    )
+
+
+def _working_folders() -> set[Path]:
+    folders = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        # It has ended in the meantime.
+        with suppress(OSError):
+            folders.add((process / "cwd").readlink())
+    return folders
 
 
 def hide(nameserver: str, uid: int, gid: int, kept: Iterable[Path], sockets: Iterable[Path]) -> None:

@@ -71,8 +71,11 @@ with socket.socket(getattr(socket, "AF_" + family), getattr(socket, "SOCK_" + ki
 LISTEN = """
 import os, socket, sys
 path = sys.argv[1].replace("@", chr(0))
+folder, is_relative, name = path.partition("/./")
+if is_relative:
+    os.chdir(folder)
 one = socket.socket(socket.AF_UNIX)
-one.bind(path)
+one.bind(name or path)
 if path[0] != chr(0):
     os.chmod(path, 0o777)
 one.listen()
@@ -561,6 +564,7 @@ def listener(busy: Laptop, request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.param("/tmp/tmux-1/default", id="tmux"),
         pytest.param("/home/developer/.gnupg/S.gpg-agent", id="home"),
         pytest.param("/var/lib/database/socket", id="elsewhere"),
+        pytest.param("/home/developer/tool/./socket", id="relative"),
     ],
     indirect=True,
 )  # fmt: skip
