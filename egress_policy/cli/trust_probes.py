@@ -1,10 +1,12 @@
 """Whether runtimes on this host would trust the proxy: its CA, and the files that `egress-policy env` names."""
 
+import os
 import pwd
 import shutil
 import sqlite3
+import stat
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,6 +20,11 @@ _SOON = timedelta(days=30)
 _WRITE = "egress-policy env --write"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _DATABASE = ".pki/nssdb/cert9.db"
+_LARGEST = 16 * 1024 * 1024
+"""Bytes that are read of a database."""
+_MOST_STEPS = 10_000_000
+"""Of SQLite's machine: less than a second; a look-up among hundreds of certificates takes thousands."""
+_IS_TABLE = "SELECT 1 FROM sqlite_schema WHERE name = 'nssPublic' AND type = 'table'"
 
 
 def validity(authority: Authority) -> Finding:
@@ -86,10 +93,30 @@ def browsers(authority: Authority, trust: TrustFiles, agents: AgentUids) -> Iter
 
 
 def _has(database: Path, certificate: bytes) -> bool:
-    """Look a certificate up in NSS's database: a11 is the column of CKA_VALUE (0x11), as NSS's sdb.c names it."""
+    """Look a certificate up in NSS's database: a11 is the column of CKA_VALUE (0x11), as NSS's sdb.c names it.
+
+    The file is the agent's, and we may be root: it may be a pipe, or a view that has no end.
+    """
+    content = _content(database)
+    if not content:
+        return False
     try:
-        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as opened:
-            found = opened.execute("SELECT 1 FROM nssPublic WHERE a11 = ?", (certificate,)).fetchone()
+        with closing(sqlite3.connect(":memory:")) as opened:
+            opened.deserialize(content)
+            opened.set_progress_handler(lambda: True, _MOST_STEPS)
+            is_table = opened.execute(_IS_TABLE).fetchone()
+            found = (
+                is_table
+                and opened.execute("SELECT 1 FROM nssPublic WHERE a11 = ?", (certificate,)).fetchone()
+            )
     except sqlite3.Error:
         return False
     return found is not None
+
+
+def _content(path: Path) -> bytes | None:
+    # To open a pipe that nobody writes to must not wait.
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    with suppress(OSError), os.fdopen(os.open(path, flags), "rb") as file:
+        return file.read(_LARGEST) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
+    return None

@@ -3,13 +3,17 @@
 Each is this one with accounts, links and sysctls of its own, in mount and network namespaces that end with it.
 """
 
+import contextlib
 import json
 import os
+import pwd
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,8 +24,9 @@ from mitmproxy.certs import CertStore
 
 from deploy.demo.certificates import Authority
 from egress_policy.cli import other_firewalls
+from egress_policy.cli.finding import Finding
 from egress_policy.cli.permissions import Holder, tamper_proof
-from egress_policy.cli.trust_probes import trust_kit, validity
+from egress_policy.cli.trust_probes import browsers, trust_kit, validity
 from egress_policy.trust_files import Authority as Certificate
 from egress_policy.trust_files import read_authority, write_trust_files
 from egress_policy.trust_kit import TrustFiles, import_command
@@ -346,6 +351,40 @@ def test_a_browser_whose_database_is_without_the_ca(
     words = "Chromium would refuse the proxy: agent-alice's certificate database is without its CA"
     assert ("warning", words) in of(undermined, "agent alice")
     assert ("warning", words) not in of(sound, "agent alice")
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a view without an end", "nothing", "a folder"])
+def test_an_agent_s_certificate_database_cannot_hold_up_root(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    database = tmp_path / ".pki/nssdb/cert9.db"
+    database.parent.mkdir(parents=True)
+    match kind:
+        case "a pipe":
+            os.mkfifo(database)
+        case "a view without an end":
+            with contextlib.closing(sqlite3.connect(database)) as made:
+                made.execute(
+                    "CREATE VIEW nssPublic AS WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) "
+                    "SELECT x AS a11 FROM n"
+                )
+        case "nothing":
+            database.touch()
+        case "a folder":
+            database.mkdir()
+    account = pwd.struct_passwd(("agent-alice", "x", ALICE, ALICE, "", str(tmp_path), "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwall", lambda: [account])
+    monkeypatch.setattr(shutil, "which", lambda _name: "/usr/bin/chromium")
+    authority, found = read_authority(files / "ca/mitmproxy-ca-cert.pem"), list[Finding]()
+    looking = threading.Thread(
+        target=lambda: found.extend(
+            browsers(authority, TrustFiles(files / "trust"), [(ALICE, ALICE, "alice")])
+        ),
+        daemon=True,
+    )
+    looking.start()
+    looking.join(30)
+    assert [one.result for one in found] == ["warning"]
 
 
 def test_without_a_trust_kit_no_client_is_tried(files: Path) -> None:
