@@ -9,6 +9,7 @@ import pwd
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ _PATH = "/usr/local/bin:/usr/bin:/bin"
 _PATIENCE = 30.0
 _AT_ONCE = 4
 _MAX_REASON = 200
+# An agent's settings may have a client say something without end (git's `core.sshCommand`): no file grows beyond 16 MiB.
+_BOUNDED = 'ulimit -f 32768; exec "$0" "$@"'
+_MAX_SAID = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,27 +100,30 @@ def _try(name: str, account: _Account, server: TrialServer, trust: TrustFiles) -
     """Return why a client did not come through, or None."""
     path = f"/{account.uid}/{name}"
     url = f"https://{ADDRESS}:{server.port}{path}"
+    argv = [argument.replace("URL", url) for argument in _CLIENTS[name]]
     try:
-        done = subprocess.run(
-            [argument.replace("URL", url) for argument in _CLIENTS[name]],
-            env={"PATH": _PATH, "HOME": account.home, "LANG": "C.UTF-8", **variables(trust)},
-            user=account.uid,
-            group=account.gid,
-            extra_groups=_groups(account),
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PATIENCE,
-            check=False,
-            start_new_session=True,
-        )
+        with tempfile.TemporaryFile() as said:
+            subprocess.run(
+                ["sh", "-c", _BOUNDED, *argv],
+                env={"PATH": _PATH, "HOME": account.home, "LANG": "C.UTF-8", **variables(trust)},
+                user=account.uid,
+                group=account.gid,
+                extra_groups=_groups(account),
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                timeout=_PATIENCE,
+                check=False,
+                start_new_session=True,
+            )
+            said.seek(0)
+            reason = _reason(said.read(_MAX_SAID).decode(errors="replace"))
     except subprocess.TimeoutExpired:
-        return None if server.was_asked(path) else f"no answer after {_PATIENCE:.0f} s"
+        reason = f"no answer after {_PATIENCE:.0f} s"
     except OSError as error:
         return error.strerror or str(error)
-    return None if server.was_asked(path) else _reason(done.stderr)
+    return None if server.was_asked(path) else reason
 
 
 def _groups(account: _Account) -> list[int]:

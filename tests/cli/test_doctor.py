@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -24,9 +25,11 @@ from mitmproxy.certs import CertStore
 
 from deploy.demo.certificates import Authority
 from egress_policy.cli import other_firewalls
+from egress_policy.cli.client_trials import try_clients
 from egress_policy.cli.finding import Finding
 from egress_policy.cli.permissions import Holder, tamper_proof
 from egress_policy.cli.trust_probes import browsers, trust_kit, validity
+from egress_policy.policy import Agent, Policy, Proxy
 from egress_policy.trust_files import Authority as Certificate
 from egress_policy.trust_files import read_authority, write_trust_files
 from egress_policy.trust_kit import TrustFiles, import_command
@@ -385,6 +388,27 @@ def test_an_agent_s_certificate_database_cannot_hold_up_root(
     looking.start()
     looking.join(30)
     assert [one.result for one in found] == ["warning"]
+
+
+def test_what_an_agent_s_settings_have_a_client_say_does_not_fill_root_s_memory(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = '[core]\n sshCommand = yes >&2; true\n[url "ssh://host/"]\n insteadOf = https://\n'
+    monkeypatch.setattr("egress_policy.cli.client_trials._PATIENCE", 2.0)
+    monkeypatch.setattr("egress_policy.cli.client_trials._CLIENTS", {"git": ("git", "ls-remote", "URL")})
+    authority, trust = files / "ca/mitmproxy-ca.pem", TrustFiles(files / "trust")
+    policy = Policy(Proxy("egress-proxy"), {"alice": Agent("alice", ())}, scopes={}, intents={})
+    with tempfile.TemporaryDirectory() as home:
+        Path(home).chmod(0o755)
+        Path(home, ".gitconfig").write_text(settings)
+        account = pwd.struct_passwd(("agent-alice", "x", ALICE, ALICE, "", home, "/bin/sh"))
+        monkeypatch.setattr(pwd, "getpwall", lambda: [account])
+        tracemalloc.start()
+        found = list(try_clients(authority, trust, policy, [(ALICE, ALICE, "alice")]))
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert [one.result for one in found if one.finding.startswith("git does not trust")] == ["warning"]
+    assert most < 64 * 1024 * 1024
 
 
 def test_without_a_trust_kit_no_client_is_tried(files: Path) -> None:
