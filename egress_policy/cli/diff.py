@@ -26,6 +26,8 @@ _MOST_ACTORS = 6
 
 @click.command(epilog="Example: egress-policy diff main/policy.yaml policy.yaml")
 @json_option
+# Every command takes it. Here the arguments name both files.
+@click.option("--policy", hidden=True, expose_value=False)
 @click.argument("old", type=click.Path(path_type=Path, dir_okay=False))
 @click.argument("new", type=click.Path(path_type=Path, dir_okay=False))
 def diff(old: Path, new: Path, as_json: bool) -> None:
