@@ -1,6 +1,7 @@
 """The command line: what is printed, and the exit status."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -188,6 +189,29 @@ def test_output_that_cannot_be_written_is_said_without_a_traceback(command: str,
         )
     assert done.returncode == 1
     assert done.stderr == "egress-policy: standard output: No space left on device\n"
+
+
+def test_an_interrupt_while_modules_are_imported_leaves_no_traceback(tmp_path: Path) -> None:
+    log = tmp_path / "audit.jsonl"
+    log.touch()
+    command = [
+        sys.executable,
+        "-X",
+        "importtime",
+        "-m",
+        "egress_policy",
+        "audit",
+        "--follow",
+        "--audit",
+        str(log),
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any("egress_policy." in line for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert "Traceback" not in rest
+    assert process.returncode in {-signal.SIGINT, 130}
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)], ids=["table", "json"])
