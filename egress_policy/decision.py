@@ -197,7 +197,7 @@ def _not_approved(
         return Deny(DenyCode.APPROVAL_DECLINED, f"{answer.by} declined {destination}")
     what = f"intent {intent} needs a person's approval for {destination}"
     if agent.may_ask:
-        return Deny(DenyCode.PENDING_APPROVAL, f"{what}, and {sandbox.owner} was asked")
+        return Deny(DenyCode.PENDING_APPROVAL, f"{what}, which {sandbox.owner} may give")
     return Deny(DenyCode.APPROVAL_REQUIRED, f"{what}, and agent {agent.name} runs unattended")
 
 

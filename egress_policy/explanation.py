@@ -107,7 +107,11 @@ async def explain_request(
         else:
             refusal = decided
     if isinstance(refusal, Deny):
-        findings[_STEP_OF_CODE[refusal.code]] = ("denied", refusal.detail)
+        step = _STEP_OF_CODE[refusal.code]
+        if refusal.code is DenyCode.PAUSED and step in findings:
+            # The agent passed: it is the scope that is paused.
+            step = decision.Step.SCOPE_ALLOWED
+        findings[step] = ("denied", refusal.detail)
     elif isinstance(refusal, Failure):
         findings[decision.Step.RESOLUTION] = ("failed", refusal.detail)
     else:

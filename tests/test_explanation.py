@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from egress_policy.caller import Caller
-from egress_policy.decision import Permit, decide
+from egress_policy.decision import Permit, Standing, decide
 from egress_policy.denial import Deny
 from egress_policy.explanation import Explanation, explain_request
 from egress_policy.grant import Resolution
@@ -124,6 +124,18 @@ def test_a_denial_stands_at_its_step_and_none_is_reached_after_it(
     assert results[step] == "denied"
     assert {results[number] for number in range(1, step)} <= {"passed"}
     assert {results[number] for number in range(step + 1, 12)} <= {"not reached"}
+
+
+@pytest.mark.parametrize(("paused", "step"), [(None, 2), ("sandbox-alice", 6)], ids=["agent", "scope"])
+def test_a_pause_stands_at_the_step_of_what_is_paused(paused: str | None, step: int) -> None:
+    standing = Standing(paused=lambda _agent, scope: "root" if scope == paused else None)
+    request = head("a.example", "sandbox-alice")
+    explanation = asyncio.run(
+        explain_request(policy(), request, Caller("alice"), None, datetime.now(UTC), "1", standing=standing)
+    )
+    assert explanation.record.code == "paused"
+    results = [one.result for one in explanation.steps]
+    assert results == ["passed"] * (step - 1) + ["denied"] + ["not reached"] * (11 - step)
 
 
 def test_a_permit_passes_every_step_but_the_last_which_explain_does_not_take() -> None:
