@@ -53,9 +53,7 @@ def entry(evidence: Evidence, review: str | None) -> str:
     ports = ", ".join(str(port) for port in sorted(evidence.ports))
     methods = ", ".join(sorted(evidence.methods))
     agents = ", ".join(sorted({agent for agent, _ in evidence.users}))
-    used = (
-        f"{evidence.requests} requests ({methods}) by {agents}, {evidence.first[:10]} to {evidence.last[:10]}"
-    )
+    used = f"{_count(evidence.requests, 'request')} ({methods}) by {agents}, {evidence.first[:10]} to {evidence.last[:10]}"
     # A JSON string is a YAML one.
     fields = [f"domain: {evidence.host}", f"ports: [{ports}]", f"comment: {json.dumps(used)}"]
     if review is not None:
@@ -71,7 +69,7 @@ def pull_request(evidence: Evidence, level: str, inspection: str) -> tuple[str, 
         "full": "The intents' rules for this level apply to it; the proxy decrypts and decides request by request.",
     }[inspection]
     lines = [
-        f"`{evidence.host}` was reached {evidence.requests} times from {evidence.first} to {evidence.last}.",
+        f"`{evidence.host}` was reached {_count(evidence.requests, 'time')} from {evidence.first} to {evidence.last}.",
         "",
         effect,
         "",
@@ -87,6 +85,10 @@ def pull_request(evidence: Evidence, level: str, inspection: str) -> tuple[str, 
         lines += ["", "Reasons that the agents gave:", ""]
         lines += [f"- {_plain(reason)} ({count})" for reason, count in evidence.reasons.most_common(5)]
     return title, "\n".join(lines) + "\n"
+
+
+def _count(number: int, of_what: str) -> str:
+    return f"{number} {of_what}" if number == 1 else f"{number} {of_what}s"
 
 
 def _counted(counter: Counter[int] | Counter[str]) -> str:
