@@ -40,6 +40,8 @@ _NEARLY_OVER = 2.0
 """Seconds: an element that goes so shortly before its end has ended by itself."""
 _LONGEST_PAUSE = 0.5
 """Seconds: a grant that is issued during the pause may end before the one that it was set for."""
+_MOST_FORMER = 240
+"""Addresses beside a grant's own that stay open to transfers which began before its name moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,11 +373,23 @@ class Authorizer:
         if not added:
             return known
         # The name moved. What it led to before stays open to running transfers; the end stays where it was.
-        addresses = (*added, *known.grant.addresses)[:MAX_ADDRESSES]
+        addresses = (*added, *known.grant.addresses)
+        former = (*addresses[MAX_ADDRESSES:], *(one for one in known.former if one not in added))
         ports = tuple(port for port in known.grant.ports if port in issued.ports)
-        grant = replace(known.grant, addresses=addresses, ports=ports)
-        live = LiveGrant(grant, known.deadline, 0.0, known.pin, ways=known.ways)
-        return await self._put_in_kernel(live, added)
+        grant = replace(known.grant, addresses=addresses[:MAX_ADDRESSES], ports=ports)
+        live = LiveGrant(grant, known.deadline, 0.0, known.pin, former=former[:_MOST_FORMER], ways=known.ways)
+        opened = await self._put_in_kernel(live, added)
+        if opened is live and len(former) > _MOST_FORMER:
+            await self._close_former(live, former[_MOST_FORMER:])
+        return opened
+
+    async def _close_former(self, live: LiveGrant, addresses: Iterable[Address]) -> None:
+        """Close what a name led to long ago: whoever runs it could fill the kernel's memory with ever other answers."""
+        port = live.grant.destination.port
+        try:
+            await self._close_or_keep({(address, port) for address in addresses})
+        except FirewallError as error:
+            _logger.error("it stays open in the kernel until its time is over: %s", error)
 
     async def _open_further(self, live: LiveGrant, caller: Caller) -> None:
         """Open a grant's further ports to who has just made a request under it; the request goes on without them too."""
@@ -434,7 +448,7 @@ def _is_known_otherwise(agent: str, former: Policy, policy: Policy) -> bool:
 
 
 def _sockets(live: LiveGrant) -> set[tuple[Address, int]]:
-    return {(address, live.grant.destination.port) for address in live.grant.addresses}
+    return {(address, live.grant.destination.port) for address in live.opened}
 
 
 def _key(permit: Permit) -> Key:

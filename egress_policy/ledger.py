@@ -20,7 +20,8 @@ class LiveGrant:
     """A grant with its end (`deadline`) and the time until which its addresses are what DNS said (`fresh_until`).
 
     `pin` is the address that the upstream connection goes to, `cnames` the names on the way to it, `current` what
-    DNS said last. `ways` are those to further ports.
+    DNS said last. `former` are addresses that it led to before those of the grant, and that running transfers may still
+    use. `ways` are those to further ports.
     """
 
     grant: Grant
@@ -29,6 +30,7 @@ class LiveGrant:
     pin: Address
     cnames: tuple[str, ...] = ()
     current: tuple[Address, ...] = ()
+    former: tuple[Address, ...] = ()
     ways: set[Way] = field(default_factory=set)
 
     @property
@@ -36,6 +38,11 @@ class LiveGrant:
         """What the grant is for."""
         grant = self.grant
         return grant.agent, grant.scope, grant.intent, grant.destination
+
+    @property
+    def opened(self) -> tuple[Address, ...]:
+        """All addresses that the kernel holds open for it."""
+        return (*self.grant.addresses, *self.former)
 
 
 class Ledger:
@@ -104,6 +111,7 @@ class Ledger:
         holders = (
             live
             for live in self._live.values()
-            if live.grant.destination.port == port and address in live.grant.addresses
+            if live.grant.destination.port == port
+            and (address in live.grant.addresses or address in live.former)
         )
         return max(holders, key=lambda live: live.deadline, default=None)

@@ -168,6 +168,25 @@ async def test_a_name_that_moved_opens_its_new_address_until_the_old_end(world: 
     assert {record.id for record in world.records("grant")} == {live.grant.id}
 
 
+async def test_a_name_that_moves_without_end_opens_no_more_than_it_may_and_all_of_it_is_closed(
+    world: World,
+) -> None:
+    """Whoever runs the name's servers could fill the kernel's memory otherwise; and a revoked grant leaves nothing."""
+    for number in range(40):
+        first = int(ONE) + 16 * number
+        addresses = tuple(ipaddress.ip_address(first + one) for one in range(16))
+        world.resolver.answer = Resolution(addresses, ttl=0)
+        assert await world.ask() == "permit"
+        assert {(one, 443) for one in addresses} <= world.elements.held.keys()
+        assert len(world.elements.held) <= 256
+        if number == 9:
+            # What a transfer may still use that began a while ago.
+            assert (ONE, 443) in world.elements.held
+    assert (ONE, 443) not in world.elements.held
+    await world.authorizer.revoke(lambda _grant: True, "revoked", "alice")
+    assert not world.elements.held
+
+
 async def test_a_name_that_moved_to_a_private_address_is_denied(world: World) -> None:
     """Rebinding: the second look-up is checked like the first."""
     await world.ask()
