@@ -28,7 +28,7 @@ from egress_policy.grant import MAX_ADDRESSES, Grant, Resolution, Way, issue_gra
 from egress_policy.ledger import Ledger, LiveGrant
 from egress_policy.name_server import SyntheticAddresses
 from egress_policy.pauses import NOTHING
-from egress_policy.policy import MAX_TTL, Policy
+from egress_policy.policy import KNOWN_GOOD, MAX_TTL, Policy
 from egress_policy.raw_tcp import RawTcp
 from egress_policy.records import Asked, decision_record, element_comment, end_record, grant_record
 from egress_policy.resolver import ResolutionFailedError, Resolver
@@ -40,6 +40,8 @@ _NEARLY_OVER = 2.0
 """Seconds: an element that goes so shortly before its end has ended by itself."""
 _LONGEST_PAUSE = 0.5
 """Seconds: a grant that is issued during the pause may end before the one that it was set for."""
+_MOST_KNOWN_GOOD = 1000
+"""Of one agent, at once."""
 _MOST_FORMER = 240
 """Addresses beside a grant's own that stay open to transfers which began before its name moved."""
 
@@ -367,6 +369,8 @@ class Authorizer:
         now = self._clock()
         known = self.ledger.find(_key(decided), now)
         if known is None:
+            if decided.scope is None:
+                await self._make_room(decided.agent)
             live = LiveGrant(issued, now + decided.ttl.total_seconds(), 0.0, issued.addresses[0])
             return await self._put_in_kernel(live, issued.addresses)
         added = tuple(address for address in issued.addresses if address not in known.grant.addresses)
@@ -382,6 +386,18 @@ class Authorizer:
         if opened is live and len(former) > _MOST_FORMER:
             await self._close_former(live, former[_MOST_FORMER:])
         return opened
+
+    async def _make_room(self, agent: str) -> None:
+        """Take back what an agent asked for longest ago, where it has very many known-good names open.
+
+        No quota holds for these, and behind a wildcard there is a name for every request.
+        """
+        held = [live for live in self.ledger if (live.grant.agent, live.grant.scope) == (agent, KNOWN_GOOD)]
+        if len(held) >= _MOST_KNOWN_GOOD:
+            # A grant that is used is looked up anew when its answer's time has passed; one that has none yet is new.
+            idle = min(held, key=lambda live: live.fresh_until or live.deadline)
+            why = f"it made room: agent {agent} has {_MOST_KNOWN_GOOD} known-good names open"
+            await self._revoke([(idle, why)])
 
     async def _close_former(self, live: LiveGrant, addresses: Iterable[Address]) -> None:
         """Close what a name led to long ago: whoever runs it could fill the kernel's memory with ever other answers."""

@@ -187,6 +187,27 @@ async def test_a_name_that_moves_without_end_opens_no_more_than_it_may_and_all_o
     assert not world.elements.held
 
 
+async def test_an_agent_cannot_have_known_good_names_without_end(world: World) -> None:
+    """Below a wildcard there is a name for every request; the one that was idle longest makes room, and is no worse off."""
+    trust = Trust((DomainEntry(HostPattern("good.example", below=True), "known-good"),))
+    world.authorizer.policy = replace(world.authorizer.policy, trust=trust)
+    for number in range(1000):
+        assert await world.ask(f"x{number}.good.example", b"") == "permit"
+    world.now += 100
+    assert await world.ask("x0.good.example", b"") == "permit"
+    for number in range(1000, 1003):
+        assert await world.ask(f"x{number}.good.example", b"") == "permit"
+    assert len(world.authorizer.ledger) == 1000
+    revoked = world.records("revoke")
+    assert {record.host for record in revoked} == {f"x{number}.good.example" for number in (1, 2, 3)}
+    assert {record.detail for record in revoked} == {
+        "it made room: agent alice has 1000 known-good names open"
+    }
+    assert await world.ask("x1.good.example", b"") == "permit"
+    assert await world.ask("x0.good.example", b"", agent="bob") == "permit"
+    assert len(world.authorizer.ledger) == 1001
+
+
 async def test_a_name_that_moved_to_a_private_address_is_denied(world: World) -> None:
     """Rebinding: the second look-up is checked like the first."""
     await world.ask()
