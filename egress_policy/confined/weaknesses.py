@@ -15,13 +15,13 @@ _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 
 def weaknesses(policy: Policy, link: Link | None, uid: int, policy_file: Path) -> Iterator[str]:
     """Say, one sentence each, what is weak on this host or will not work."""
-    for path in dict.fromkeys((_CODE, Path(sys.prefix), Path(sys.base_prefix), policy_file)):
-        culprit = _writable(path.resolve(), uid)
-        if culprit is not None:
-            yield (
-                f"the command's user may change {culprit}, and so {path}, which root uses: "
-                "keep clone, Python and policy root's own, in /opt and /etc"
-            )
+    used = (_CODE, Path(sys.prefix), Path(sys.base_prefix), policy_file)
+    culprits = dict.fromkeys(filter(None, (_writable(path.resolve(), uid) for path in used)))
+    if culprits:
+        yield (
+            f"the command's user may change what root uses ({', '.join(map(str, culprits))}): "
+            "keep clone, Python and policy root's own, in /opt and /etc"
+        )
     if sys.stdin.isatty() and _read(_TIOCSTI) != "0":
         yield (
             "the command can type into this terminal, for the shell to read when it has ended (TIOCSTI): "
