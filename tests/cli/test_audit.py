@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from egress_policy.audit import AuditLog, Record, timestamp
+from egress_policy.cli import tables
 from egress_policy.cli.audit import audit
 
 AUDIT = [sys.executable, "-m", "egress_policy", "audit"]
@@ -99,6 +100,20 @@ def test_a_pipe_gets_names_whole(log: Path) -> None:
     written.write(record(long))
     written.close()
     assert f"  {long}:443" in shown(log)
+
+
+def test_a_terminal_of_80_columns_gets_all_of_it_folded(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = AuditLog(str(log))
+    written.write(
+        record("imposter.of.untrusting.example", event="handshake", outcome="fail", code="client_tls_failed")
+    )
+    written.close()
+    monkeypatch.setattr(tables, "_NO_TERMINAL", 80)
+    table = shown(log, "--outcome", "fail", "--scope", "sandbox-alice")
+    assert max(map(len, table.splitlines())) <= 80
+    destination = table.splitlines()[0].index("DESTINATION")
+    folded = "".join(line[destination:].strip() for line in table.splitlines()[1:])
+    assert folded == "imposter.of.untrusting.example:443"
 
 
 def test_verify_as_json(log: Path) -> None:
