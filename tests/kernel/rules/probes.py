@@ -18,6 +18,7 @@ SILENCE = 0.3
 
 _IPV6_FREEBIND = 78
 _NETLINK_NETFILTER = 12
+_SO_RCVBUFFORCE = 33
 _NFULNL = 4 << 8
 _NFULA_PREFIX = 10
 _NFULA_PAYLOAD = 9
@@ -257,6 +258,8 @@ def log(*groups: int) -> Generator[Any]:
     """Read what netfilter logs: each time all records since, as (group, prefix, IP packet)."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as listener:
         listener.bind((0, 0))
+        # Nobody reads before the next step.
+        listener.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 23)
         for group in groups:
             # NFULNL_MSG_CONFIG: bind the group; then copy the packets' first 64 bytes; each at once.
             bind = struct.pack("=HHBxxx", 5, 1, 1)

@@ -1,6 +1,7 @@
 """Each rule of egress.nft is there for something: a probe that ends differently when the rule is taken out."""
 
 import ipaddress
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +13,7 @@ from tests.kernel.rules import probes
 from tests.kernel.rules.namespaces import run
 from tests.kernel.rules.world import (
     AGENT,
+    BAD,
     BOX,
     BYSTANDER,
     CONSOLE_PORT,
@@ -27,6 +29,8 @@ from tests.kernel.rules.world import (
     NAMED,
     NAMESERVER,
     NET,
+    OTHER_AGENT,
+    OTHER_BOX,
     OTHER_GATEWAY,
     PROXY,
     PROXY_PORT,
@@ -105,6 +109,27 @@ def logged(*acts: Probe) -> Probe:
             seen = {(group, prefix, _destination(packet)) for group, prefix, packet in log.next()}
             # An agent that listened, in an earlier probe, still repeats its refused answers to the peer there.
             return sorted(one for one in seen if one[2] not in NET.values())
+
+    return probe
+
+
+def beside_a_flood(flooder: tuple[str, int], other: tuple[str, int, str], family: Family) -> Probe:
+    """See whether all that an agent tries, from a source of its own, is logged while another tries far more than is."""
+    name, uid, source = other
+
+    def probe(world: World) -> object:
+        with (
+            world.begin("host", 0, probes.log, 1) as log,
+            world.begin(*flooder, probes.hammer, [(UNKNOWN[family], 8443)] * 10, []) as hammer,
+        ):
+            # By then it has used up what is logged at once.
+            time.sleep(0.5)
+            for _ in range(8):
+                world.call(name, uid, probes.connect, BAD[family], 8443, source)
+            hammer.next()
+            found = [_destination(packet) for _, _, packet in log.next()]
+            assert found.count(UNKNOWN[family]) > 100
+            return found.count(BAD[family]) == 8
 
     return probe
 
@@ -319,8 +344,20 @@ def _cases() -> Iterator[Case]:
 
         yield one("agent-egress", f"{ip} daddr != @known-bad-ipv{v} jump agent-permitted", "",
                   dial("host", AGENT, good, 443), "net")  # fmt: skip
-        yield one("agent-egress", 'limit rate 100/second burst 200 packets log prefix "Agent Egress Blocked: " group 1',
-                  f"{v}", logged(dial("host", AGENT, unknown, 8443)), [(1, BLOCKED, unknown)])  # fmt: skip
+        yield one("agent-egress", "jump log-refusal", f"{v}", logged(dial("host", AGENT, unknown, 8443)),
+                  [(1, BLOCKED, unknown)])  # fmt: skip
+        limited = "limit rate 50/second burst 100 packets"
+        log = f'log prefix "{BLOCKED}" group 1'
+        yield one("log-refusal",
+                  f"meta skuid @agent-uids update @refused-uids {{ meta skuid {limited} }} {log} return",
+                  f"{v}", beside_a_flood(("host", AGENT), ("host", OTHER_AGENT, ""), v), True)  # fmt: skip
+        yield one("log-refusal",
+                  f"iifname @agent-links update @refused-links {{ iifname {limited} }} {log} return",
+                  f"{v}", beside_a_flood(("box", 0), ("other-box", 0, OTHER_BOX[v]), v), True)  # fmt: skip
+        # Of the closed socket's packets, which are no uid's any more.
+        yield one("log-refusal", f"{limited} {log}", f"{v}",
+                  logged(closed(AGENT, f"known-good-ipv{v}", GRANTED[v])),
+                  [(1, BLOCKED, GRANTED[v]), (2, "Agent Egress Direct: ", GRANTED[v])])  # fmt: skip
         yield one("agent-egress", "goto refuse", f"{v}", dial("host", AGENT, unknown, 8443), REFUSED)
 
         paused_uid = {"paused_uids": ((AGENT, AGENT),)}
