@@ -35,6 +35,7 @@ from egress_policy.denial import Deny, DenyCode, Failure, FailureCode, Refusal
 from egress_policy.destination import Destination, InvalidHostError, parse_name
 from egress_policy.exchange import Ending, Exchange
 from egress_policy.firewall import FirewallError
+from egress_policy.grant import HTTP_PORT
 from egress_policy.http_request import AccessRequest, is_websocket, read_request
 from egress_policy.journal import keep_telling
 from egress_policy.kernel_reports import Group, KernelReports, senders_of
@@ -247,7 +248,8 @@ class Scope:
         except InvalidHostError:
             return
         destination = Destination(name, opened.port)
-        if not self._started.authorizer.policy.is_inspected_by_name(destination):
+        # TLS on port 80 is denied like any other; what is inspected by name is no exception.
+        if opened.port == HTTP_PORT or not self._started.authorizer.policy.is_inspected_by_name(destination):
             return
         request: AccessRequest | Deny = AccessRequest(
             opened.caller.agent, destination, (), "", "", None, tls=True

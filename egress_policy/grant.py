@@ -15,6 +15,8 @@ from egress_policy.policy import KNOWN_GOOD, DomainEntry, Inspection, Policy
 MAX_ADDRESSES = 16
 TLS_PORT = 443
 """The one port of which it is known beforehand that TLS is spoken there."""
+HTTP_PORT = 80
+"""The one port of which it is known that no TLS is passed on there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,8 @@ def why_not_given(
     rule = policy.intents.get(grant.intent or "", {}).get(level or "")
     method = "GET" if rule is None or rule.methods is None else min(rule.methods, default="GET")
     field = () if grant.scope == KNOWN_GOOD else (f"{grant.scope};intent={grant.intent}".encode(),)
-    tls = grant.destination.port == TLS_PORT
+    # On other ports it may have been either; what was passed on undecrypted must not go on where less is allowed now.
+    tls = grant.destination.port != HTTP_PORT
     request = AccessRequest(grant.agent, grant.destination, field, method, "/", 0, tls)
     decided = decide(policy, request, live, standing=standing)
     if isinstance(decided, Deny):

@@ -354,6 +354,23 @@ def test_a_policy_that_would_not_open_a_port_does_not_give_the_grant_that_did() 
     assert why_not_given(replace(FURTHER, intents=limits), grant, (), {}) == "it would not open port 22"
 
 
+@pytest.mark.parametrize(("port", "is_given"), [(80, True), (443, False), (8443, False)])
+def test_what_may_be_passed_on_undecrypted_is_not_given_where_an_intent_limits_it_now(
+    port: int, is_given: bool
+) -> None:
+    """On any port but 80 a connection may run of which nothing but the name was seen."""
+    agents = {"alice-claude": replace(POLICY.agents["alice-claude"], default_scope="sandbox-alice")}
+    entry = DomainEntry(parse_pattern("x.test"), "vetted", (80, 443, 8443), Inspection.NAME)
+    named = replace(POLICY, agents=agents, trust=Trust((entry,)))
+    grant = Grant(
+        ID, "alice-claude", "sandbox-alice", "default", Destination("x.test", port),
+        (ipaddress.ip_address("8.8.8.8"),), NOW, NOW + timedelta(hours=1),
+    )  # fmt: skip
+    why = why_not_given(named, grant, (), {})
+    assert (why is None) == is_given
+    assert is_given or "methods are not seen here" in str(why)
+
+
 @pytest.mark.parametrize(
     ("scope", "intent", "is_given"), [("alice", "default", True), ("alice", "free", False)]
 )

@@ -80,19 +80,32 @@ def test_something_before_the_request_line(world: World, before: str, tls: bool)
         assert set(replies) == {CLOSED}
 
 
-@attempt(
+CROSSED = attempt(
     34,
     "Speak TLS to port 80, or HTTP without TLS to port 443",
     outcome="denied: `destination_mismatch`",
     barriers=BOTH,
     works_without=True,
 )
+
+
+@CROSSED
 @pytest.mark.parametrize("port", [80, 443])
 def test_tls_on_port_80_and_none_on_443(world: World, port: int) -> None:
     host, marker = world.raw_name(tls=False), world.marker()
     replies = world.send(host, port, world.get(host, f"/{marker}"), tls=host if port == 80 else None)
     # Where no barrier stands the origin on port 80 gets a ClientHello; it has no TLS to answer it with.
     world.nothing_reached(host, marker=marker if port == 443 or world.barriers else "")
+    if PROXY in world.barriers:
+        assert {reply.code for reply in replies} == {"destination_mismatch"}
+
+
+@CROSSED
+def test_tls_on_port_80_of_a_name_that_is_inspected_by_name(world: World) -> None:
+    host = "crossed.named.example"
+    world.lab.add_name(host)
+    replies = world.send(host, 80, world.get(host, "/"), tls=host)
+    world.nothing_reached(host)
     if PROXY in world.barriers:
         assert {reply.code for reply in replies} == {"destination_mismatch"}
 

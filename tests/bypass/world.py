@@ -42,6 +42,7 @@ scopes:
 trust:
   known-good:
     - {{domain: named.example}}
+    - {{domain: "*.named.example"}}
     - {{domain: direct.example, inspection: none}}
     - {{domain: full.example, inspection: full}}
   known-bad:
