@@ -1,5 +1,6 @@
 """Tables that commands print: each name whole, for a reader and for grep alike."""
 
+import os
 import sys
 
 from rich.console import Console
@@ -11,8 +12,9 @@ _NO_TERMINAL = _UNBOUNDED
 
 
 def console() -> Console:
-    """Return a console for standard output, as wide as the terminal; where there is none, as the text."""
-    return Console(width=None if sys.stdout.isatty() else _NO_TERMINAL, markup=False, highlight=False)
+    """Return a console for standard output, as wide as the terminal, or as COLUMNS says; else as the text."""
+    is_narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if is_narrow else _NO_TERMINAL, markup=False, highlight=False)
 
 
 def has_room(table: Table) -> bool:

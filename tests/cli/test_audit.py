@@ -13,7 +13,6 @@ import pytest
 from click.testing import CliRunner
 
 from egress_policy.audit import AuditLog, Record, timestamp
-from egress_policy.cli import tables
 from egress_policy.cli.audit import audit
 
 AUDIT = [sys.executable, "-m", "egress_policy", "audit"]
@@ -94,7 +93,8 @@ def test_the_table_counts_what_was_asked_for_and_not_how_it_went_on(log: Path) -
     assert "client_tls_failed" in table
 
 
-def test_a_pipe_gets_names_whole(log: Path) -> None:
+def test_a_pipe_gets_names_whole(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     long = f"{'a' * 60}.{'b' * 60}.example"
     written = AuditLog(str(log))
     written.write(record(long))
@@ -108,7 +108,7 @@ def test_a_terminal_of_80_columns_gets_all_of_it_folded(log: Path, monkeypatch: 
         record("imposter.of.untrusting.example", event="handshake", outcome="fail", code="client_tls_failed")
     )
     written.close()
-    monkeypatch.setattr(tables, "_NO_TERMINAL", 80)
+    monkeypatch.setenv("COLUMNS", "80")
     table = shown(log, "--outcome", "fail", "--scope", "sandbox-alice")
     assert max(map(len, table.splitlines())) <= 80
     destination = table.splitlines()[0].index("DESTINATION")

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from egress_policy.cli import tables
 from egress_policy.cli.grants import grants
 from egress_policy.firewall import Element
 
@@ -23,6 +22,7 @@ HELD = Element(
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys.modules["egress_policy.cli.grants"], "list_elements", lambda _: [HELD])
     monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.delenv("COLUMNS", raising=False)
     path = tmp_path / "audit.jsonl"
     path.touch()
     return path
@@ -45,5 +45,5 @@ def test_a_pipe_gets_each_grant_whole(log: Path) -> None:
 def test_where_there_is_little_room_the_addresses_are_left_out(
     log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "_NO_TERMINAL", 78)
+    monkeypatch.setenv("COLUMNS", "78")
     assert row(log) == [cell for cell in WHOLE if cell != "2001:db8::10"]

@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,7 +114,17 @@ def test_what_was_refused_and_why(day: tuple[Lab, Counter[tuple[str, str, str]]]
 
 def test_the_table_answers_in_80_columns(day: tuple[Lab, Counter[tuple[str, str, str]]]) -> None:
     lab, done = day
-    shown = lab.egress_policy("audit", "--audit", lab.audit_file, "--outcome", "deny").stdout
+    command = [
+        sys.executable,
+        "-m",
+        "egress_policy",
+        "audit",
+        "--audit",
+        str(lab.audit_file),
+        "--outcome",
+        "deny",
+    ]
+    shown = lab.run(["env", "COLUMNS=80", *command]).stdout
     assert max(map(len, shown.splitlines())) <= 80
     count = done["carol", "b.example", "intent_unknown"]
     assert any(line.split()[:1] == [str(count)] and "intent_unknown" in line for line in shown.splitlines())
