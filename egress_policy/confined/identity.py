@@ -82,6 +82,11 @@ def _look_up(user: str) -> Identity:
             raise RunError(f"this host has no user {user}") from None
         # The kernel knows uids, whether or not somebody gave them a name.
         return Identity(int(user), int(user), (), user, Path("/"), "/bin/sh")
+    if account.pw_uid != 0 and _is_privileged(account.pw_gid):
+        # Files of the user's own are of this group: it cannot be left out as others are.
+        raise RunError(
+            f"the primary group of {account.pw_name} leads to root: give the user another (usermod -g)"
+        )
     groups = os.getgrouplist(account.pw_name, account.pw_gid)
     return Identity(
         account.pw_uid,

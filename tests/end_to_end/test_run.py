@@ -18,7 +18,7 @@ import pytest
 from deploy.demo.lab import ALICE, CONTAINER_LINK, HOST_ADDRESSES, NAMESERVERS, OTHER, PROXY, Lab
 from tests.end_to_end.conftest import until
 
-DEVELOPER, DEVELOPERS, DOCKER, PROJECT = OTHER, 61003, 61010, 61011
+DEVELOPER, DEVELOPERS, DOCKER, PROJECT, CAPTAIN = OTHER, 61003, 61010, 61011, 61012
 SPARE = 61004
 POLICY = f"""\
 version: 1
@@ -45,6 +45,7 @@ intents:
 PASSWD = f"""\
 root:x:0:0::/root:/bin/sh
 developer:x:{DEVELOPER}:{DEVELOPERS}::/home/developer:/bin/bash
+captain:x:{CAPTAIN}:{DOCKER}::/home/developer:/bin/bash
 """
 GROUP = f"root:x:0:\ndevelopers:x:{DEVELOPERS}:\ndocker:x:{DOCKER}:developer\nproject:x:{PROJECT}:developer\n"
 AUDIT = "/var/log/egress-policy/audit.jsonl"
@@ -696,6 +697,7 @@ def test_it_is_killed_when_the_ruleset_is_gone(laptop: Laptop, busy: Laptop) -> 
             ["--agent", "one", "--scope", "sandbox-two", "true"], 2, "may not use sandbox-two", id="not its scope"
         ),
         pytest.param(["--agent", "one", "--user", "root", "true"], 125, "must not be root", id="as root"),
+        pytest.param(["--agent", "one", "--user", "captain", "true"], 125, "primary group of captain", id="docker's"),
         pytest.param(["--agent", "one", "--user", str(PROXY), "true"], 125, "the proxy's user", id="as the proxy"),
         pytest.param(["--agent", "one", "--user", "carol", "true"], 125, "has no user carol", id="no such user"),
         pytest.param(["--agent", "account", "--user", "0", "true"], 125, "leave --user out", id="not its user"),
