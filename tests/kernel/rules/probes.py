@@ -88,6 +88,18 @@ def ask(address: str, port: int, source: str = "") -> str:
             return _failure(error)
 
 
+def ask_from(own_port: int, address: str, port: int) -> str:
+    """Ask by UDP from a port that was chosen."""
+    with _socket(address, socket.SOCK_DGRAM) as client:
+        try:
+            client.bind(("", own_port))
+            client.connect(_place(address, port))
+            client.send(b"?")
+            return client.recv(64).decode()
+        except OSError as error:
+            return _failure(error)
+
+
 def converse(address: str, port: int) -> Generator[str]:
     """Connect, and ask again over the same connection each time. Raises OSError where the first fails."""
     with _socket(address, socket.SOCK_STREAM) as client:

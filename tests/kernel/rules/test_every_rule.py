@@ -56,6 +56,7 @@ REFUSED = "ECONNREFUSED"
 BLOCKED = "Agent Egress Blocked: "
 NOBODY = 61999
 LATE_PORT = 9443
+OWN_PORT = 5353
 ANSWER = "tcp flags & (syn | ack) == syn | ack"
 
 
@@ -79,6 +80,11 @@ def dial(name: str, uid: int, address: str, port: int, source: str = "") -> Prob
 def ask(name: str, uid: int, address: str, port: int) -> Probe:
     """Ask by UDP."""
     return lambda world: world.call(name, uid, probes.ask, address, port)
+
+
+def ask_from(name: str, uid: int, nameserver: str) -> Probe:
+    """Ask a name server from the one port."""
+    return lambda world: world.call(name, uid, probes.ask_from, OWN_PORT, nameserver, 53)
 
 
 def shake_hands(name: str, address: str, port: int) -> Probe:
@@ -246,6 +252,10 @@ def _cases() -> Iterator[Case]:
                   dial("host", AGENT, unknown, 443), "proxy")  # fmt: skip
         yield one("nat-prerouting", f"iifname @agent-links {ip} saddr @agent-sources{suffix} goto to-proxy",
                   f"container {v}", dial("box", 0, unknown, 443), "proxy")  # fmt: skip
+
+        yield one("own-queries", f"meta skuid $proxy_uid {ip} daddr . th dport @nameservers{suffix} ct original zone set 97", "",
+                  in_turn(ask_from("host", PROXY, NAMESERVER[v]), ask_from("host", AGENT, NAMESERVER[v])),
+                  ["net", "proxy"])  # fmt: skip
 
         dns = "meta l4proto { tcp, udp } th dport 53 redirect to :$dns_port"
         yield one("to-proxy", dns, f"udp {v}", ask("host", AGENT, unknown, 53), "proxy")
